@@ -1,0 +1,183 @@
+"""What a forked child does: lock itself down, then serve as a runner or compile one module.
+
+Nothing is imported and no file is opened after the fork; the lock-down allows neither.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from typing import NoReturn
+
+import wasmtime
+
+from sandboxd.runner.channel import Channel, Closed
+from sandboxd.runner.compiler import compile_module
+from sandboxd.runner.engine import Engines
+from sandboxd.runner.guest import ArtifactError, Guest
+from sandboxd.runner.isolation.layers import IsolationError, LayerState
+from sandboxd.runner.isolation.lockdown import ChildPolicy, lock_down, seal_after_load
+from sandboxd.runner.outbox import Outbox
+from sandboxd.wire.v1 import control_pb2, runner_pb2
+
+# How often the interrupt thread bumps the epoch once it was told to: a bump that comes before a
+# store has set its deadline is lost, so one is not enough. The process is about to be killed.
+_BUMP_INTERVAL_S = 0.001
+_INTERRUPT_STACK_BYTES = 256 * 1024
+
+# Exit codes, for the supervisor's log.
+EXIT_DONE = 0
+EXIT_NOT_LOCKED = 3
+EXIT_BUG = 4
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_mmap = _libc["mmap"]
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
+]
+_munmap = _libc["munmap"]
+_munmap.restype = ctypes.c_int
+_munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_PROT_READ, _MAP_PRIVATE = 1, 2
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+def layer_messages(states: tuple[LayerState, ...]) -> list[control_pb2.IsolationLayer]:
+    """Return layer states as they go over the wire."""
+    return [
+        control_pb2.IsolationLayer(name=state.name, active=state.active, detail=state.detail)
+        for state in states
+    ]
+
+
+def run_child(
+    kind: control_pb2.ChildKind.ValueType,
+    policy: ChildPolicy,
+    fds: list[int],
+    engines: Engines,
+) -> NoReturn:
+    """Be a runner or a compiler until there is nothing left to do; never returns.
+
+    `fds` are the descriptors of the SpawnRequest, in its order.
+    """
+    code = EXIT_BUG
+    try:
+        if kind == control_pb2.CHILD_KIND_RUNNER:
+            code = _run_runner(policy, fds, engines)
+        else:
+            code = _run_compiler(policy, fds, engines)
+    except (Closed, BrokenPipeError, ConnectionResetError):
+        code = EXIT_DONE
+    finally:
+        # No interpreter shutdown: it would run what the parent registered.
+        os._exit(code)
+
+
+# --- runner ---------------------------------------------------------------------------------------
+
+
+def _run_runner(policy: ChildPolicy, fds: list[int], engines: Engines) -> int:
+    socket_fd, interrupt_fd, outbox_fd = fds
+    outbox = Outbox(outbox_fd)
+    channel = Channel(socket_fd)
+    threading.stack_size(_INTERRUPT_STACK_BYTES)
+    try:
+        states = lock_down(policy)
+    except IsolationError as error:
+        failed = runner_pb2.Failed(message=str(error))
+        channel.send(runner_pb2.RunnerReply(failed=failed).SerializeToString())
+        return EXIT_NOT_LOCKED
+    ready = runner_pb2.Ready(layers=layer_messages(states))
+    channel.send(runner_pb2.RunnerReply(ready=ready).SerializeToString())
+
+    payload, artifact_fd = channel.receive_with_descriptor()
+    bind = runner_pb2.RunnerCommand.FromString(payload).bind
+    engine = engines.fuel if bind.fuel else engines.plain
+    bound = runner_pb2.Bound()
+    guest: Guest | None = None
+    try:
+        guest = _load(engine, artifact_fd, bind, outbox)
+        seal_after_load()
+    except (ArtifactError, IsolationError, OSError, MemoryError) as error:
+        bound.error = str(error) or type(error).__name__
+    channel.send(runner_pb2.RunnerReply(bound=bound).SerializeToString())
+    if guest is None or bound.error:
+        return EXIT_NOT_LOCKED
+    # After the last filter: a thread inherits the filters of the one that starts it.
+    threading.Thread(target=_interrupt, args=(interrupt_fd, engine), daemon=True).start()
+    _serve(channel, guest)
+    return EXIT_DONE
+
+
+def _load(
+    engine: wasmtime.Engine, artifact_fd: int, bind: runner_pb2.Bind, outbox: Outbox
+) -> Guest:
+    size = bind.artifact_size_bytes
+    address = _mmap(None, size, _PROT_READ, _MAP_PRIVATE, artifact_fd, 0)
+    os.close(artifact_fd)
+    if address == _MAP_FAILED:
+        raise OSError(ctypes.get_errno(), "the artifact cannot be mapped")
+    try:
+        return Guest(engine, (address, size), bind.fuel, outbox)
+    finally:
+        _munmap(address, size)
+
+
+def _serve(channel: Channel, guest: Guest) -> None:
+    while True:
+        command = runner_pb2.RunnerCommand.FromString(channel.receive())
+        result = guest.execute(command.execute)
+        channel.send(runner_pb2.RunnerReply(result=result).SerializeToString())
+        guest.prepare()
+
+
+def _interrupt(fd: int, engine: wasmtime.Engine) -> None:
+    """Wait for the supervisor's word, then bump the epoch until the process is killed."""
+    pause = threading.Event()
+    if os.read(fd, 1):
+        while True:
+            engine.increment_epoch()
+            pause.wait(_BUMP_INTERVAL_S)
+
+
+# --- compiler -------------------------------------------------------------------------------------
+
+
+def _run_compiler(policy: ChildPolicy, fds: list[int], engines: Engines) -> int:
+    socket_fd, wasm_fd, artifact_fd = fds
+    channel = Channel(socket_fd)
+    try:
+        states = lock_down(policy)
+    except IsolationError as error:
+        failed = runner_pb2.Failed(message=str(error))
+        channel.send(runner_pb2.CompilerReply(failed=failed).SerializeToString())
+        return EXIT_NOT_LOCKED
+    ready = runner_pb2.Ready(layers=layer_messages(states))
+    channel.send(runner_pb2.CompilerReply(ready=ready).SerializeToString())
+    command = runner_pb2.Compile.FromString(channel.receive())
+    try:
+        wasm = _read_all(wasm_fd, command.wasm_size_bytes)
+        engine = engines.fuel if command.fuel else engines.plain
+        reply = compile_module(engine, wasm, artifact_fd, policy.file_size_bytes)
+    except MemoryError:
+        too_complex = runner_pb2.TooComplex(message="compiling needs more memory than is allowed")
+        reply = runner_pb2.CompilerReply(too_complex=too_complex)
+    channel.send(reply.SerializeToString())
+    return EXIT_DONE
+
+
+def _read_all(fd: int, size: int) -> bytes:
+    wasm = os.pread(fd, size, 0)
+    while len(wasm) < size:
+        more = os.pread(fd, size - len(wasm), len(wasm))
+        if not more:
+            break
+        wasm += more
+    return wasm

@@ -1,0 +1,120 @@
+"""Compiled modules in memory: sealed memory files that runners load from.
+
+An artifact is native code from a hostile source. The supervisor only ever passes its descriptor
+on; it neither maps nor reads it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sandboxd.supervisor.keys import Key
+from sandboxd.v1 import call_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Parameter and result types of an exported function."""
+
+    params: tuple[int, ...]
+    results: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleInfo:
+    """What the compiler told about a module: its imports and exports, and its functions by name."""
+
+    imports: tuple[call_pb2.Extern, ...]
+    exports: tuple[call_pb2.Extern, ...]
+    functions: dict[str, Signature]
+    has_memory: bool
+    """True if a memory is exported as "memory"."""
+
+    @classmethod
+    def of(
+        cls, imports: tuple[call_pb2.Extern, ...], exports: tuple[call_pb2.Extern, ...]
+    ) -> ModuleInfo:
+        """Index the exported functions."""
+        functions = {
+            export.name: Signature(tuple(export.params), tuple(export.results))
+            for export in exports
+            if export.kind == call_pb2.EXTERN_KIND_FUNCTION
+        }
+        has_memory = any(
+            export.name == "memory" and export.kind == call_pb2.EXTERN_KIND_MEMORY
+            for export in exports
+        )
+        return cls(imports, exports, functions, has_memory)
+
+
+class Artifact:
+    """A compiled module: a sealed memory file, its size, and what the module looks like.
+
+    The descriptor lives as long as the object: a call that still holds an artifact can use it
+    after the cache dropped it.
+    """
+
+    __slots__ = ("fd", "info", "size_bytes")
+
+    def __init__(self, fd: int, size_bytes: int, info: ModuleInfo) -> None:
+        self.fd = fd
+        self.size_bytes = size_bytes
+        self.info = info
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+def seal(fd: int) -> None:
+    """Make a memory file unchangeable for good. Raises OSError if somebody has it mapped."""
+    fcntl.fcntl(
+        fd,
+        fcntl.F_ADD_SEALS,
+        fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL,
+    )
+
+
+class ArtifactCache:
+    """Artifacts by key, the least recently used dropped when they exceed `budget_bytes`.
+
+    The newest one is kept even if it alone exceeds the budget. `on_drop(key)` hears of each drop.
+    """
+
+    def __init__(self, budget_bytes: int, on_drop: Callable[[Key], None] | None = None) -> None:
+        self._budget_bytes = budget_bytes
+        self._on_drop = on_drop
+        self._entries: OrderedDict[Key, Artifact] = OrderedDict()
+        self.size_bytes = 0
+
+    def get(self, key: Key) -> Artifact | None:
+        """Return the artifact, as the most recently used one, or None."""
+        artifact = self._entries.get(key)
+        if artifact is not None:
+            self._entries.move_to_end(key)
+        return artifact
+
+    def put(self, key: Key, artifact: Artifact) -> None:
+        """Keep an artifact."""
+        self.drop(key)
+        self._entries[key] = artifact
+        self.size_bytes += artifact.size_bytes
+        while self.size_bytes > self._budget_bytes and len(self._entries) > 1:
+            self.drop(next(iter(self._entries)))
+
+    def drop(self, key: Key) -> None:
+        """Forget an artifact, if it is there."""
+        artifact = self._entries.pop(key, None)
+        if artifact is None:
+            return
+        self.size_bytes -= artifact.size_bytes
+        if self._on_drop is not None:
+            self._on_drop(key)
+
+    def close(self) -> None:
+        """Forget all."""
+        for key in list(self._entries):
+            self.drop(key)

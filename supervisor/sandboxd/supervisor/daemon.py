@@ -1,0 +1,402 @@
+"""The daemon: builds the parts, keeps a zygote alive, serves, drains."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import os
+import time
+from collections import Counter
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from sandboxd.supervisor import endpoints, faults
+from sandboxd.supervisor.artifacts import ArtifactCache
+from sandboxd.supervisor.compilation import CompileConfig, CompileService
+from sandboxd.supervisor.execution import Executor
+from sandboxd.supervisor.lifecycle import State
+from sandboxd.supervisor.limits import CallLimits, LimitPolicy
+from sandboxd.supervisor.outbox import LOG_OVERHEAD_BYTES
+from sandboxd.supervisor.pool import Pool, PoolConfig
+from sandboxd.supervisor.runner import Runner
+from sandboxd.supervisor.sdnotify import Notifier
+from sandboxd.supervisor.services.admin import AdminService, count_states, describe_runner
+from sandboxd.supervisor.services.hardening import HardenedServer
+from sandboxd.supervisor.services.modules import ModuleService
+from sandboxd.supervisor.services.sandbox import SandboxService
+from sandboxd.supervisor.settings import MIB, Settings
+from sandboxd.supervisor.stats import Stats
+from sandboxd.supervisor.store import Store
+from sandboxd.supervisor.zygote import ChildLimits, Zygote, ZygoteFailed
+from sandboxd.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    module_pb2,
+    module_pb2_grpc,
+    sandbox_pb2,
+    sandbox_pb2_grpc,
+)
+from sandboxd.wire.v1 import control_pb2
+
+log = logging.getLogger(__name__)
+
+VERSION = importlib.metadata.version("sandboxd")
+SERVICES = tuple(
+    message.DESCRIPTOR.services_by_name[name].full_name
+    for message, name in (
+        (sandbox_pb2, "SandboxService"),
+        (module_pb2, "ModuleService"),
+        (admin_pb2, "AdminService"),
+    )
+)
+# What the interpreter and the engine need beside a guest's memory.
+RUNNER_OVERHEAD_BYTES = 192 * MIB
+# Threads of one runner: main, interrupt, and those that WASI input and output start.
+RUNNER_THREADS = 16
+FIRST_RUNNER_TIMEOUT_S = 20.0
+ZYGOTE_PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class StartError(Exception):
+    """The daemon cannot start; the message says why and what to do."""
+
+
+class Daemon:
+    """One daemon. `run` returns when it was asked to stop and has stopped clean."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._started_at = self._loop.time()
+        self._started_wall = Timestamp()
+        self._started_wall.FromNanoseconds(time.time_ns())
+        self._stats = Stats()
+        self._zygote: Zygote | None = None
+        self._zygote_starts = 0
+        self._replacing: asyncio.Task[None] | None = None
+        self._layers: dict[str, control_pb2.IsolationLayer] = {}
+        self._draining = False
+        self._notifier = Notifier()
+        self._health = health.aio.HealthServicer()
+        self._store = Store(settings.state_dir, settings.max_module)
+        self._cache = ArtifactCache(settings.artifact_cache)
+        self._compiles = CompileService(_compile_config(settings), self._cache)
+        self._pool = Pool(_pool_config(settings))
+        self._pool.on_layers = self._note_layers
+        self._executor = Executor(
+            self._pool,
+            self._compiles,
+            self._store,
+            _policy(settings),
+            self._stats,
+            settings.grace / 1000,
+        )
+
+    def request_stop(self) -> None:
+        """Begin to stop; a second request ends the drain at once."""
+        if self._stop.is_set():
+            self._draining = False
+        self._stop.set()
+
+    # --- start and stop ---------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until asked to stop. Raises `StartError`, `EndpointError`, `StateDirectoryBusy`."""
+        try:
+            self._store.open()
+        except OSError as error:
+            raise StartError(
+                f"state directory: {error.filename}: {error.strerror}; pass another --state-dir"
+            ) from error
+        try:
+            await self._start_zygote()
+            await self._first_runner()
+            await self._serve()
+        finally:
+            if self._replacing is not None:
+                self._replacing.cancel()
+            await self._pool.close()
+            await self._executor.close()
+            if self._zygote is not None:
+                await self._zygote.stop()
+            self._cache.close()
+            self._store.close()
+            self._notifier.close()
+
+    async def _serve(self) -> None:
+        settings = self._settings
+        server = aio.server(
+            options=_server_options(settings),
+            # Beyond this, calls are refused by the transport before they cost anything here.
+            maximum_concurrent_rpcs=settings.queue_capacity + settings.max_runners + 256,
+        )
+        self._add_services(server)
+        tls = _tls(settings)
+        bound = endpoints.bind(
+            server, settings.listen, settings.socket_group, tls, settings.insecure_tcp
+        )
+        if settings.insecure_tcp:
+            log.warning("TCP without TLS: every user of this machine can run guests")
+        await server.start()
+        await self._set_serving(True)
+        log.info("sandboxd %s listens on %s", VERSION, ", ".join(bound))
+        self._notifier.notify("READY=1", f"STATUS=serving on {', '.join(bound)}")
+        watchdog = self._loop.create_task(self._keep_alive())
+        try:
+            await self._stop.wait()
+            await self._drain(server)
+        finally:
+            watchdog.cancel()
+            await server.stop(0)
+            endpoints.unlink(bound)
+
+    async def _drain(self, server: aio.Server) -> None:
+        log.info("stopping: running calls get %d ms", self._settings.drain)
+        self._notifier.notify("STOPPING=1")
+        self._draining = True
+        await self._set_serving(False)
+        self._pool.fail_waiters(faults.ShuttingDown("the daemon is stopping", retry_after_s=1.0))
+        stopping = asyncio.ensure_future(server.stop(self._settings.drain / 1000))
+        while not stopping.done() and self._draining:
+            await asyncio.wait({stopping}, timeout=0.1)
+        if not stopping.done():
+            await server.stop(0)
+        await stopping
+
+    async def _set_serving(self, serving: bool) -> None:
+        state = health_pb2.HealthCheckResponse.SERVING
+        if not serving:
+            state = health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *SERVICES):
+            await self._health.set(name, state)
+
+    async def _keep_alive(self) -> None:
+        """Tell systemd that the event loop turns."""
+        interval_s = self._notifier.watchdog_interval_s
+        while interval_s is not None:
+            self._notifier.notify("WATCHDOG=1")
+            await asyncio.sleep(interval_s)
+
+    def _add_services(self, server: aio.Server) -> None:
+        hardened: aio.Server = HardenedServer(server, self._stats)  # type: ignore[assignment]
+        sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(
+            SandboxService(self._executor), hardened
+        )
+        module_pb2_grpc.add_ModuleServiceServicer_to_server(
+            ModuleService(self._store, self._compiles), hardened
+        )
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(self.snapshot), hardened)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, hardened)
+        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, hardened)
+
+    # --- the zygote ------------------------------------------------------------------------------
+
+    async def _start_zygote(self) -> None:
+        settings = self._settings
+        uids: range | tuple[()] = ()
+        if os.geteuid() == 0:
+            slots = 2 * settings.max_runners + settings.compilers + 8
+            uids = range(settings.uid_base, settings.uid_base + slots)
+        zygote = Zygote(uids, self._on_zygote_lost)
+        try:
+            await zygote.start(["--namespaces", settings.namespaces])
+        except BaseException:
+            await zygote.stop()
+            raise
+        self._zygote_starts += 1
+        self._zygote = zygote
+        self._layers.update((layer.name, layer) for layer in zygote.layers)
+        self._executor.engine_version = zygote.engine_version
+        self._compiles.use_zygote(zygote, _processes(settings, zygote))
+        self._pool.use_zygote(zygote, _processes(settings, zygote))
+
+    async def _first_runner(self) -> None:
+        """Prove before READY that a process can be locked down here: fail closed, and say why."""
+        try:
+            async with asyncio.timeout(FIRST_RUNNER_TIMEOUT_S):
+                breach = await self._pool.prove()
+        except TimeoutError:
+            breach = f"no answer within {FIRST_RUNNER_TIMEOUT_S:.0f} s"
+        if breach:
+            raise StartError(f"no runner can be started: {breach}")
+
+    def _on_zygote_lost(self) -> None:
+        log.error("the zygote is gone and all runners with it; starting another")
+        self._pool.use_zygote(None, 0)
+        self._compiles.use_zygote(None, 0)
+        self._replacing = self._loop.create_task(self._replace_zygote())
+
+    async def _replace_zygote(self) -> None:
+        lost, self._zygote = self._zygote, None
+        if lost is not None:
+            await lost.reap()
+        attempt = 0
+        while True:
+            await asyncio.sleep(ZYGOTE_PAUSES_S[min(attempt, len(ZYGOTE_PAUSES_S) - 1)])
+            try:
+                await self._start_zygote()
+            except (ZygoteFailed, OSError) as error:
+                log.error("the zygote cannot be started, trying again: %s", error)
+                attempt += 1
+            else:
+                log.info("another zygote was started")
+                return
+
+    def _note_layers(self, runner: Runner) -> None:
+        for layer in runner.layers:
+            self._layers[layer.name] = layer
+
+    # --- status -----------------------------------------------------------------------------------
+
+    def snapshot(self) -> admin_pb2.GetStatusResponse:
+        """Describe the daemon as it is now."""
+        now = self._loop.time()
+        runners = self._pool.runners
+        latency = self._stats.latency
+        status = admin_pb2.GetStatusResponse(
+            version=VERSION,
+            engine_version=self._executor.engine_version,
+            pid=os.getpid(),
+            start_time=self._started_wall,
+            uptime_ns=int((now - self._started_at) * 1e9),
+            pool=self._pool_status(count_states(runners)),
+            queue=admin_pb2.QueueStatus(
+                depth=self._pool.queue_depth,
+                capacity=self._settings.queue_capacity,
+                refused_total=self._pool.refused_total,
+            ),
+            latency=admin_pb2.LatencyQuantiles(
+                count=latency.count,
+                p50_ns=latency.quantile(0.5),
+                p90_ns=latency.quantile(0.9),
+                p99_ns=latency.quantile(0.99),
+                max_ns=latency.max_ns,
+            ),
+            runners=[describe_runner(runner, now) for runner in runners],
+            layers=[
+                admin_pb2.Layer(name=layer.name, active=layer.active, detail=layer.detail)
+                for layer in self._layers.values()
+            ],
+            modules=self._store.count(),
+            zygote_pid=self._zygote.pid if self._zygote is not None else 0,
+            compiling=self._compiles.working,
+        )
+        for counts, fault in ((self._stats.outcomes, False), (self._stats.faults, True)):
+            for name, count in sorted(counts.items()):
+                status.outcomes.add(name=name, count=count, fault=fault)
+        return status
+
+    def _pool_status(self, states: Counter[State]) -> admin_pb2.PoolStatus:
+        return admin_pb2.PoolStatus(
+            starting=states[State.STARTING],
+            spare=states[State.SPARE],
+            bound=states[State.IDLE],
+            busy=states[State.BINDING] + states[State.BUSY] + states[State.STOPPING],
+            dying=states[State.DYING],
+            capacity=self._settings.max_runners,
+            started_total=self._pool.started_total,
+            ended_total=self._pool.ended_total,
+            zygote_starts_total=self._zygote_starts,
+        )
+
+
+# --- from settings to the parts' configurations ---------------------------------------------------
+
+
+def _server_options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_message),
+        # Answers are bounded by the output limit; this leaves room for what is beside it.
+        ("grpc.max_send_message_length", settings.max_output + 16 * MIB),
+        ("grpc.max_metadata_size", 16 * 1024),
+        # Without it, a stream-reset flood costs a core; with 100 a tenth of that (measured).
+        ("grpc.max_concurrent_streams", 1000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_ping_strikes", 2),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.max_connection_idle_ms", 15 * 60_000),
+        # A second daemon on the same port must fail, not share it.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def _tls(settings: Settings) -> endpoints.Tls | None:
+    given = (settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    if not any(given):
+        return None
+    if not all(given):
+        raise StartError("TLS needs all of --tls-cert, --tls-key and --tls-client-ca")
+    return endpoints.Tls(*given)
+
+
+def _policy(settings: Settings) -> LimitPolicy:
+    default = CallLimits(
+        settings.default_wall_time,
+        settings.default_cpu_time,
+        settings.default_memory,
+        settings.default_table_elements,
+        settings.default_output,
+    )
+    maximum = CallLimits(
+        settings.max_wall_time,
+        settings.max_cpu_time,
+        settings.max_memory,
+        settings.max_table_elements,
+        settings.max_output,
+    )
+    return LimitPolicy(default, maximum)
+
+
+def _processes(settings: Settings, zygote: Zygote) -> int:
+    """RLIMIT_NPROC of a child: it counts per user, so it depends on who shares the user."""
+    if os.geteuid() == 0:
+        return RUNNER_THREADS  # every child has a user of its own
+    if any(layer.name == "namespaces" and layer.active for layer in zygote.layers):
+        # All share one user, but one that counts only within their namespace.
+        return RUNNER_THREADS * (2 * settings.max_runners + settings.compilers + 8)
+    return 0  # the user's other processes count, too: no number is right
+
+
+def _pool_config(settings: Settings) -> PoolConfig:
+    lifetime_s = (settings.runner_max_age + settings.max_cpu_time) / 1000
+    return PoolConfig(
+        capacity=settings.max_runners,
+        spares=min(settings.spare_runners, settings.max_runners),
+        queue_capacity=settings.queue_capacity,
+        max_executions=settings.runner_max_executions,
+        max_age_s=settings.runner_max_age / 1000,
+        idle_timeout_s=settings.runner_idle_timeout / 1000,
+        max_output_bytes=settings.max_output,
+        limits=ChildLimits(
+            data_bytes=settings.max_memory + settings.max_artifact + RUNNER_OVERHEAD_BYTES,
+            # A backstop only: the supervisor's clock is the limit. It must never fire first.
+            cpu_seconds=int(lifetime_s * RUNNER_THREADS) + 60,
+            # The engine's copy-on-write image of initial memory is a memory file.
+            file_size_bytes=max(
+                settings.max_memory, 3 * (settings.max_output + LOG_OVERHEAD_BYTES) + 64 * 1024
+            ),
+            processes=0,
+        ),
+    )
+
+
+def _compile_config(settings: Settings) -> CompileConfig:
+    return CompileConfig(
+        concurrency=settings.compilers,
+        queue_capacity=settings.compile_queue,
+        wall_time_s=settings.compile_wall_time / 1000,
+        max_artifact_bytes=settings.max_artifact,
+        limits=ChildLimits(
+            data_bytes=settings.compile_memory,
+            cpu_seconds=max(1, settings.compile_cpu_time // 1000),
+            file_size_bytes=settings.max_artifact,
+            processes=0,
+        ),
+    )

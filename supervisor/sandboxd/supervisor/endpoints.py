@@ -1,0 +1,154 @@
+"""Where the daemon listens, and who may reach it there.
+
+A unix socket is guarded by its directory and mode 0660; gRPC tells no peer credentials. TCP needs
+mutual TLS; without it only loopback is possible, and only when it was asked for by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import ipaddress
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import grpc
+from grpc import aio
+
+# sizeof(sockaddr_un.sun_path) less the NUL.
+MAX_UNIX_PATH_BYTES = 107
+
+
+class EndpointError(Exception):
+    """An address cannot be listened on; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM files of the server and of the authority that signs clients."""
+
+    certificate: str
+    key: str
+    client_ca: str
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Read the files. Raises `EndpointError`."""
+        try:
+            pair = (Path(self.key).read_bytes(), Path(self.certificate).read_bytes())
+            authority = Path(self.client_ca).read_bytes()
+        except OSError as error:
+            raise EndpointError(f"TLS: {error.filename}: {error.strerror}") from error
+        return grpc.ssl_server_credentials([pair], authority, require_client_auth=True)
+
+
+def bind(
+    server: aio.Server, addresses: tuple[str, ...], group: str, tls: Tls | None, insecure_tcp: bool
+) -> list[str]:
+    """Bind all addresses and return them as bound (a TCP port 0 becomes the real one).
+
+    Raises `EndpointError`.
+    """
+    bound = []
+    for address in addresses:
+        parts = urlsplit(address)
+        if parts.scheme == "unix":
+            bound.append(_bind_unix(server, parts.path, group))
+        elif parts.scheme == "tcp":
+            bound.append(_bind_tcp(server, address, tls, insecure_tcp))
+        else:
+            raise EndpointError(
+                f"cannot listen on {address!r}: use unix:///path or tcp://127.0.0.1:port"
+            )
+    return bound
+
+
+def _bind_unix(server: aio.Server, path: str, group: str) -> str:
+    if not path.startswith("/") or len(path.encode()) > MAX_UNIX_PATH_BYTES:
+        raise EndpointError(
+            f"a socket's path is absolute and has at most {MAX_UNIX_PATH_BYTES} bytes: {path!r}"
+        )
+    _refuse_if_served(path)
+    try:
+        Path(path).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    except OSError as error:
+        raise EndpointError(f"{error.filename}: {error.strerror}; pass another --listen") from error
+    previous = os.umask(0o117)  # mode 0660 from the first moment
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as error:
+        raise EndpointError(f"cannot listen on {path}: {error}") from error
+    finally:
+        os.umask(previous)
+    if group:
+        _give_to_group(path, group)
+    return f"unix://{path}"
+
+
+def _give_to_group(path: str, group: str) -> None:
+    try:
+        os.chown(path, -1, grp.getgrnam(group).gr_gid)
+    except KeyError:
+        raise EndpointError(f"there is no group {group!r}; create it, or leave --socket-group out")  # noqa: B904
+    except OSError as error:
+        raise EndpointError(f"cannot give {path} to group {group!r}: {error.strerror}") from error
+
+
+def _refuse_if_served(path: str) -> None:
+    """Refuse to take a socket away from a daemon that still serves it, or to unlink a file."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno == errno.ECONNREFUSED and Path(path).is_socket():
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)  # left behind by a daemon that was killed
+                return
+            raise EndpointError(f"{path}: {error.strerror}") from error
+    raise EndpointError(f"another daemon serves {path}; stop it, or pass another --listen")
+
+
+def _bind_tcp(server: aio.Server, address: str, tls: Tls | None, insecure: bool) -> str:
+    parts = urlsplit(address)
+    try:
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise EndpointError(f"{address!r}: {error}") from error
+    if not host or port is None:
+        raise EndpointError(f"{address!r} needs a host and a port (0 for any)")
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        if tls is not None:
+            chosen = server.add_secure_port(target, tls.credentials())
+        elif not insecure or not _is_loopback(host):
+            raise EndpointError(
+                f"{address}: TCP needs --tls-cert, --tls-key and --tls-client-ca; without them "
+                "only a loopback address with --insecure-tcp is possible"
+            )
+        else:
+            chosen = server.add_insecure_port(target)
+    except RuntimeError as error:
+        raise EndpointError(f"cannot listen on {address}: {error}") from error
+    return f"tcp://{target.rsplit(':', 1)[0]}:{chosen}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def unlink(addresses: list[str]) -> None:
+    """Remove the sockets that `bind` returned."""
+    for address in addresses:
+        if address.startswith("unix://"):
+            with contextlib.suppress(OSError):
+                os.unlink(address.removeprefix("unix://"))

@@ -1,0 +1,34 @@
+"""Names of things: tenants, digests, and what a runner is bound to."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import NamedTuple
+
+DEFAULT_TENANT = "default"
+"""The only tenant until callers have an identity. Part of every key from day one."""
+
+DIGEST_PREFIX = "sha256:"
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+class Key(NamedTuple):
+    """A compiled module: whose, which, and whether it was compiled with fuel metering.
+
+    A runner is bound to one key for life.
+    """
+
+    tenant: str
+    digest: str
+    fuel: bool
+
+
+def is_digest(text: str) -> bool:
+    """Return True for "sha256:" and 64 lower-case hex digits."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def digest_of(wasm: bytes) -> str:
+    """Return the digest of a module's bytes."""
+    return DIGEST_PREFIX + hashlib.sha256(wasm).hexdigest()

@@ -1,0 +1,72 @@
+"""Limits of a call: the server's defaults and maxima, and what a request makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sandboxd.supervisor import faults
+from sandboxd.v1 import sandbox_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """Limits of one call; units in the names. `fuel` None means not metered."""
+
+    wall_time_ms: int
+    cpu_time_ms: int
+    memory_bytes: int
+    table_elements: int
+    output_bytes: int
+    fuel: int | None = None
+
+    def message(self) -> sandbox_pb2.Limits:
+        """Return the limits as they are told to clients."""
+        return sandbox_pb2.Limits(
+            wall_time_ms=self.wall_time_ms,
+            cpu_time_ms=self.cpu_time_ms,
+            memory_bytes=self.memory_bytes,
+            table_elements=self.table_elements,
+            output_bytes=self.output_bytes,
+            fuel=self.fuel,
+        )
+
+
+class LimitPolicy:
+    """Turns a request's limits into those that apply: absent means default, above means maximum."""
+
+    def __init__(self, default: CallLimits, maximum: CallLimits) -> None:
+        self.default = default
+        self.maximum = maximum
+
+    def resolve(self, asked: sandbox_pb2.Limits) -> CallLimits:
+        """Return the limits that apply. Raises `faults.InvalidRequest` for a time of zero."""
+        return CallLimits(
+            wall_time_ms=_positive(asked, "wall_time_ms", self),
+            cpu_time_ms=_positive(asked, "cpu_time_ms", self),
+            memory_bytes=_bounded(asked, "memory_bytes", self),
+            table_elements=_bounded(asked, "table_elements", self),
+            output_bytes=_bounded(asked, "output_bytes", self),
+            fuel=_fuel(asked, self.maximum.fuel),
+        )
+
+
+def _bounded(asked: sandbox_pb2.Limits, name: str, policy: LimitPolicy) -> int:
+    value: int = getattr(asked, name) if asked.HasField(name) else getattr(policy.default, name)  # type: ignore[arg-type]
+    maximum: int = getattr(policy.maximum, name)
+    return min(value, maximum)
+
+
+def _positive(asked: sandbox_pb2.Limits, name: str, policy: LimitPolicy) -> int:
+    value = _bounded(asked, name, policy)
+    if value <= 0:
+        raise faults.InvalidRequest(
+            f"limits.{name} must be positive; leave it out for the server's default",
+            field=f"limits.{name}",
+        )
+    return value
+
+
+def _fuel(asked: sandbox_pb2.Limits, maximum: int | None) -> int | None:
+    if not asked.HasField("fuel"):
+        return None
+    return asked.fuel if maximum is None else min(asked.fuel, maximum)

@@ -1,0 +1,79 @@
+"""sandboxd: theory of operation.
+
+Processes. This one is the supervisor: one asyncio loop, grpc.aio, no guest code, ever. Before gRPC
+starts it execs the zygote (sandboxd.runner.zygote), which preloads the engine, enters namespaces and
+an empty root, and then forks runners and compilers on command. The supervisor is not their parent.
+
+Channels. A SOCK_SEQPACKET pair to the zygote (packets with descriptors); one SOCK_STREAM pair per
+child (frames); one interrupt pipe per runner; one outbox (shared memory) per runner. Module bytes
+and artifacts travel as memory files. Everything that a child sends is hostile.
+
+Privileges. Started as root, each child gets a user id of its own; started as an ordinary user, all
+live in one user namespace. Children drop everything before they see a tenant's byte.
+
+Clock. Only the supervisor decides that time is up (watchdog.py): it interrupts through the pipe and,
+after the grace, kills through the pidfd.
+
+Who reaps. Only the zygote can. It reports each exit; the pidfd tells the supervisor that a process
+is gone even when the zygote cannot. When the zygote dies, the kernel kills its PID namespace, and
+the supervisor starts another. When the supervisor dies, the zygote does (parent-death signal, EOF).
+
+Signals. SIGTERM and SIGINT set an event; the loop acts: drain, then kill what is left. A second one
+ends the drain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from typing import Any
+
+import click
+
+from sandboxd.supervisor import logs, settings
+from sandboxd.supervisor.endpoints import EndpointError
+from sandboxd.supervisor.store import StateDirectoryBusy
+from sandboxd.supervisor.zygote import ZygoteFailed
+
+log = logging.getLogger(__name__)
+
+EXIT_START_FAILED = 1
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="sandboxd", message="sandboxd %(version)s")
+@settings.options
+def main(**arguments: Any) -> None:
+    """Run untrusted WebAssembly for other programs, over gRPC.
+
+    Serves until SIGTERM or SIGINT, then drains. Talk to it with sandboxctl, for example
+    `sandboxctl status`. As root it serves /run/sandboxd/sandboxd.sock; as an ordinary user
+    a socket below XDG_RUNTIME_DIR.
+
+    Exit status: 0 stopped as asked, 1 could not start (the reason is on standard error), 2 bad usage.
+    """
+    chosen = settings.from_arguments(arguments)
+    logs.configure(chosen.log_level)
+    sys.exit(asyncio.run(_run(chosen)))
+
+
+async def _run(chosen: settings.Settings) -> int:
+    from sandboxd.supervisor.daemon import Daemon, StartError
+
+    daemon = Daemon(chosen)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, daemon.request_stop)
+    try:
+        await daemon.run()
+    except (StartError, ZygoteFailed, EndpointError, StateDirectoryBusy) as error:
+        click.echo(f"sandboxd: {error}", err=True)
+        return EXIT_START_FAILED
+    log.info("stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

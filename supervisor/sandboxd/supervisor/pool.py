@@ -1,0 +1,390 @@
+"""Runners: how many, which one a call gets, who waits, and who is let go.
+
+A call gets an idle runner of its own key if there is one, else a spare, else it waits in a bounded
+queue. Spares are forked ahead of need; when the pool is at its capacity, the idle runner that was
+unused for longest makes room. Nothing here takes time proportional to the number of runners,
+modules or tenants.
+
+The queue is first come, first served, with one exception: a runner that becomes free serves the
+first waiter for its own key, because anything else would cost a process. The exception is bounded:
+after `MAX_OVERTAKEN` such turns the first in line is served whatever it costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import random
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sandboxd.supervisor import faults
+from sandboxd.supervisor.keys import Key
+from sandboxd.supervisor.lifecycle import State
+from sandboxd.supervisor.outbox import Outbox
+from sandboxd.supervisor.runner import Runner
+from sandboxd.supervisor.zygote import ChildLimits, Zygote
+from sandboxd.wire.v1 import control_pb2
+
+log = logging.getLogger(__name__)
+
+MAX_OVERTAKEN = 16
+# How much earlier than its maximum age or count a runner may be retired, at random, so that runners
+# started together do not all end together.
+JITTER = 0.2
+SWEEP_INTERVAL_S = 5.0
+# A runner that cannot even start is not asked for again at once.
+START_FAILURE_PAUSE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class PoolConfig:
+    """Sizes and ages of the pool."""
+
+    capacity: int
+    """Most runners at once, those that are dying aside."""
+    spares: int
+    """Runners kept ready ahead of need."""
+    queue_capacity: int
+    """Most calls that may wait for a runner."""
+    max_executions: int
+    """Calls that a runner serves before it is retired."""
+    max_age_s: float
+    """Seconds after which a runner is retired."""
+    idle_timeout_s: float
+    """Seconds after which a bound runner without a call is retired."""
+    max_output_bytes: int
+    """The largest output limit of a call: sizes the outbox."""
+    limits: ChildLimits
+    """Resource limits of a runner."""
+
+
+class QueueDeadline(Exception):  # noqa: N818 - an outcome of waiting
+    """The deadline passed while the call waited for a runner."""
+
+
+class _Waiter:
+    __slots__ = ("fresh", "future", "key", "overtaken")
+
+    def __init__(self, key: Key, fresh: bool, future: asyncio.Future[Runner]) -> None:
+        self.key = key
+        self.fresh = fresh
+        self.future = future
+        self.overtaken = 0
+
+
+class Pool:
+    """The runners of one daemon."""
+
+    def __init__(self, config: PoolConfig) -> None:
+        self.config = config
+        self._zygote: Zygote | None = None
+        self._limits = config.limits
+        self._proof: asyncio.Future[str] | None = None
+        self.started_total = 0
+        self.ended_total = 0
+        self.refused_total = 0
+        self.on_layers: Callable[[Runner], None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._all: set[Runner] = set()
+        self._alive = 0
+        self._starting = 0
+        self._spares: deque[Runner] = deque()
+        self._idle: dict[Key, list[Runner]] = {}
+        self._idle_order: OrderedDict[Runner, None] = OrderedDict()
+        self._waiters: OrderedDict[_Waiter, None] = OrderedDict()
+        self._waiters_by_key: dict[Key, OrderedDict[_Waiter, None]] = {}
+        self._paused_until = 0.0
+        self._closed = False
+        self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+
+    # --- looking --------------------------------------------------------------------------------
+
+    @property
+    def runners(self) -> list[Runner]:
+        """All runners that are not reaped yet."""
+        return list(self._all)
+
+    @property
+    def queue_depth(self) -> int:
+        """Calls that wait for a runner."""
+        return len(self._waiters)
+
+    def use_zygote(self, zygote: Zygote | None, processes: int) -> None:
+        """Fork from this zygote from now on; None while there is none.
+
+        `processes` is the children's RLIMIT_NPROC, which depends on the zygote's namespaces.
+        """
+        self._zygote = zygote
+        self._limits = dataclasses.replace(self.config.limits, processes=processes)
+        self._paused_until = 0.0
+        self.provision()
+
+    async def prove(self) -> str:
+        """Wait for the first runner. Return "" when one is locked down and ready, else why not."""
+        self._proof = self._loop.create_future()
+        if not self._all:
+            self._start()
+        if self._spares:
+            return ""
+        return await self._proof
+
+    def _proved(self, breach: str) -> None:
+        if self._proof is not None and not self._proof.done():
+            self._proof.set_result(breach)
+
+    # --- leasing --------------------------------------------------------------------------------
+
+    def acquire_nowait(self, key: Key, fresh: bool) -> Runner | None:
+        """Return a runner for `key` if one is free right now: idle and bound to it, or a spare."""
+        if not fresh:
+            bound = self._idle.get(key)
+            if bound:
+                runner = bound.pop()
+                if not bound:
+                    del self._idle[key]
+                del self._idle_order[runner]
+                return runner
+        if self._spares:
+            runner = self._spares.popleft()
+            # Forking the replacement can wait until this call is on its way.
+            self._loop.call_soon(self.provision)
+            return runner
+        return None
+
+    async def acquire(self, key: Key, fresh: bool, deadline_at: float) -> Runner:
+        """Wait for a runner. Raises `QueueDeadline`, `faults.QueueFull`, `faults.ShuttingDown`."""
+        if self._closed:
+            raise faults.ShuttingDown("the daemon is stopping", retry_after_s=1.0)
+        if len(self._waiters) >= self.config.queue_capacity:
+            self.refused_total += 1
+            raise faults.QueueFull(
+                f"{len(self._waiters)} calls are waiting already; retry later", retry_after_s=0.5
+            )
+        waiter = _Waiter(key, fresh, self._loop.create_future())
+        self._waiters[waiter] = None
+        self._waiters_by_key.setdefault(key, OrderedDict())[waiter] = None
+        self.provision()
+        timer = self._loop.call_at(deadline_at, self._expire, waiter)
+        try:
+            return await waiter.future
+        except asyncio.CancelledError:
+            future = waiter.future
+            if future.done() and not future.cancelled() and future.exception() is None:
+                # It was served in the same turn of the loop in which it was cancelled.
+                self.release(future.result(), reusable=True)
+            raise
+        finally:
+            timer.cancel()
+            self._forget(waiter)
+
+    def _expire(self, waiter: _Waiter) -> None:
+        if not waiter.future.done():
+            waiter.future.set_exception(QueueDeadline())
+
+    def _forget(self, waiter: _Waiter) -> None:
+        if self._waiters.pop(waiter, _ABSENT) is _ABSENT:
+            return
+        same_key = self._waiters_by_key[waiter.key]
+        del same_key[waiter]
+        if not same_key:
+            del self._waiters_by_key[waiter.key]
+
+    def _serve(self, waiter: _Waiter, runner: Runner) -> None:
+        self._forget(waiter)
+        waiter.future.set_result(runner)
+
+    def _first_waiter(self) -> _Waiter | None:
+        while self._waiters:
+            waiter = next(iter(self._waiters))
+            if not waiter.future.done():
+                return waiter
+            self._forget(waiter)
+        return None
+
+    def release(self, runner: Runner, reusable: bool) -> None:
+        """Take a runner back after a call. One that is not reusable, or is due, is killed.
+
+        A runner that was acquired and never used may come back, too.
+        """
+        if runner.state is State.SPARE:
+            self._place_spare(runner)
+            return
+        now = self._loop.time()
+        if (
+            not reusable
+            or self._closed
+            or runner.state is not State.IDLE
+            or runner.executions >= runner.retire_after_executions
+            or now >= runner.retire_at
+        ):
+            self.retire(runner)
+            return
+        assert runner.key is not None
+        if not self._waiters:
+            self._place_idle(runner, runner.key)
+        else:
+            self._hand_on(runner, runner.key)
+
+    def _place_idle(self, runner: Runner, key: Key) -> None:
+        self._idle.setdefault(key, []).append(runner)
+        self._idle_order[runner] = None
+
+    def _hand_on(self, runner: Runner, key: Key) -> None:
+        first = self._first_waiter()
+        if first is None:
+            self._place_idle(runner, key)
+            return
+        match = self._first_match(key)
+        if match is not None and (match is first or first.overtaken < MAX_OVERTAKEN):
+            first.overtaken += match is not first
+            self._serve(match, runner)
+            return
+        self._place_idle(runner, key)
+        self.provision()
+
+    def _first_match(self, key: Key) -> _Waiter | None:
+        for waiter in self._waiters_by_key.get(key, ()):
+            if not waiter.future.done():
+                # A call that wants a fresh process never takes a used one, nor do those behind it
+                # overtake it for longer than anybody else.
+                return None if waiter.fresh else waiter
+        return None
+
+    def retire(self, runner: Runner) -> None:
+        """Kill a runner, wherever it is, and make up for it."""
+        if runner.state in (State.DYING, State.DEAD):
+            return
+        runner.kill()
+        self._loop.call_soon(self.provision)
+
+    def _unlist(self, runner: Runner) -> None:
+        if runner in self._idle_order:
+            assert runner.key is not None
+            del self._idle_order[runner]
+            bound = self._idle[runner.key]
+            bound.remove(runner)
+            if not bound:
+                del self._idle[runner.key]
+        else:
+            with contextlib.suppress(ValueError):
+                self._spares.remove(runner)
+
+    # --- forking ahead ---------------------------------------------------------------------------
+
+    def provision(self) -> None:
+        """Ask for as many runners as spares and waiters need and the capacity allows."""
+        if self._closed or self._zygote is None or self._loop.time() < self._paused_until:
+            return
+        wanted = max(self.config.spares, len(self._waiters)) - len(self._spares) - self._starting
+        while wanted > 0 and self._zygote.has_slot:
+            if self._alive >= self.config.capacity and not self._evict():
+                return
+            self._start()
+            wanted -= 1
+
+    def _evict(self) -> bool:
+        """Let the idle runner go that was unused for longest; False if there is none."""
+        if not self._idle_order:
+            return False
+        next(iter(self._idle_order)).kill()
+        return True
+
+    def _start(self) -> None:
+        assert self._zygote is not None
+        outbox = Outbox(self.config.max_output_bytes)
+        interrupt_read, interrupt_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(interrupt_read, True)
+        try:
+            child = self._zygote.spawn(
+                control_pb2.CHILD_KIND_RUNNER, [interrupt_read, outbox.fd], self._limits
+            )
+        except BaseException:
+            os.close(interrupt_write)
+            raise
+        finally:
+            os.close(interrupt_read)
+        runner = Runner(
+            child, outbox, interrupt_write, self._on_ready, self._on_kill, self._on_dead
+        )
+        config = self.config
+        runner.retire_after_executions = max(1, round(config.max_executions * _jitter()))
+        runner.retire_at = self._loop.time() + config.max_age_s * _jitter()
+        self._all.add(runner)
+        self._alive += 1
+        self._starting += 1
+        self.started_total += 1
+
+    def _on_ready(self, runner: Runner) -> None:
+        self._starting -= 1
+        if self.on_layers is not None:
+            self.on_layers(runner)
+        self._proved("")
+        self._place_spare(runner)
+
+    def _place_spare(self, runner: Runner) -> None:
+        first = self._first_waiter()
+        if first is not None:
+            self._serve(first, runner)
+        else:
+            self._spares.append(runner)
+
+    def _on_kill(self, runner: Runner, previous: State) -> None:
+        self._alive -= 1
+        if previous is State.STARTING:
+            self._starting -= 1
+            self._paused_until = self._loop.time() + START_FAILURE_PAUSE_S
+            self._loop.call_later(START_FAILURE_PAUSE_S, self.provision)
+        elif previous in (State.SPARE, State.IDLE):
+            self._unlist(runner)
+
+    def _on_dead(self, runner: Runner) -> None:
+        if runner.breach and runner.executions == 0:
+            log.error("a runner could not start: %s", runner.breach)
+            self._proved(runner.breach)
+        self._all.discard(runner)
+        self.ended_total += 1
+        self.provision()
+
+    # --- time and the end -----------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        """Retire what has been idle for too long; spares that are too old, as well."""
+        now = self._loop.time()
+        while self._idle_order:
+            runner = next(iter(self._idle_order))
+            if now - runner.idle_since < self.config.idle_timeout_s:
+                break
+            self.retire(runner)
+        while self._spares and now >= self._spares[0].retire_at:
+            self.retire(self._spares[0])
+        self.provision()
+        self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+
+    def fail_waiters(self, fault: faults.Fault) -> None:
+        """Refuse every call that waits."""
+        for waiter in list(self._waiters):
+            if not waiter.future.done():
+                waiter.future.set_exception(fault)
+            self._forget(waiter)
+
+    async def close(self) -> None:
+        """Refuse those who wait, kill all runners and wait until they are reaped."""
+        self._closed = True
+        self._sweeper.cancel()
+        self.fail_waiters(faults.ShuttingDown("the daemon is stopping", retry_after_s=1.0))
+        for runner in list(self._all):
+            runner.kill()
+        for runner in list(self._all):
+            await runner.wait_dead()
+
+
+def _jitter() -> float:
+    return 1.0 - random.random() * JITTER  # noqa: S311 - spreads load, guards nothing
+
+
+_ABSENT = object()

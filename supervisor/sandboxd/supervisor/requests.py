@@ -1,0 +1,259 @@
+"""Checks of an ExecuteRequest, before anything is spent on it.
+
+Every refusal is a typed fault that names the field. What fits the message but not the module
+(an export, its signature) is checked here, too, as soon as the module is known.
+"""
+
+from __future__ import annotations
+
+from sandboxd.supervisor import faults
+from sandboxd.supervisor.artifacts import ModuleInfo
+from sandboxd.supervisor.keys import is_digest
+from sandboxd.v1 import call_pb2, sandbox_pb2
+
+# A name longer than this cannot be exported: the compiler refuses such modules.
+MAX_NAME_BYTES = 1024
+WASM_MAGIC = b"\0asm"
+# More than this is refused before any guest sees it; a shell's limit is of the same size.
+MAX_WASI_ARGUMENTS = 4096
+
+_KINDS = {
+    "i32": call_pb2.VALUE_TYPE_I32,
+    "i64": call_pb2.VALUE_TYPE_I64,
+    "f32": call_pb2.VALUE_TYPE_F32,
+    "f64": call_pb2.VALUE_TYPE_F64,
+}
+_NAMES: dict[int, str] = {
+    call_pb2.VALUE_TYPE_I32: "i32",
+    call_pb2.VALUE_TYPE_I64: "i64",
+    call_pb2.VALUE_TYPE_F32: "f32",
+    call_pb2.VALUE_TYPE_F64: "f64",
+    call_pb2.VALUE_TYPE_V128: "v128",
+    call_pb2.VALUE_TYPE_FUNCREF: "funcref",
+    call_pb2.VALUE_TYPE_EXTERNREF: "externref",
+}
+_NUMBERS = frozenset(_KINDS.values())
+_I32 = call_pb2.VALUE_TYPE_I32
+_I64 = call_pb2.VALUE_TYPE_I64
+_RESULTS_OF_CONVENTION = {
+    call_pb2.RESULT_CONVENTION_UNSPECIFIED: (_I64,),
+    call_pb2.RESULT_CONVENTION_PACKED_I64: (_I64,),
+    call_pb2.RESULT_CONVENTION_POINTER_LENGTH: (_I32, _I32),
+    call_pb2.RESULT_CONVENTION_NUL_TERMINATED: (_I32,),
+    call_pb2.RESULT_CONVENTION_FIXED_LENGTH: (_I32,),
+}
+
+
+def check(request: sandbox_pb2.ExecuteRequest) -> None:
+    """Raise `faults.InvalidRequest` (or `InvalidModule`) if the request is malformed."""
+    match request.WhichOneof("module"):
+        case "digest":
+            check_digest(request.digest, "digest")
+        case "wasm":
+            check_magic(request.wasm[:8])
+        case _:
+            raise faults.InvalidRequest("set digest or wasm: the module to run", field="module")
+    match request.WhichOneof("call"):
+        case "typed":
+            _check_typed(request.typed)
+        case "bytes":
+            _check_bytes(request.bytes)
+        case "wasi":
+            _check_wasi(request.wasi)
+        case _:
+            raise faults.InvalidRequest("set typed, bytes or wasi: what to call", field="call")
+    if request.process not in sandbox_pb2.ProcessPolicy.values():
+        raise faults.InvalidRequest(f"no process policy {request.process}", field="process")
+
+
+def check_digest(digest: str, field: str) -> None:
+    """Raise `faults.InvalidRequest` unless the digest is in canonical form."""
+    if not is_digest(digest):
+        raise faults.InvalidRequest(
+            'a digest is "sha256:" and 64 lower-case hex digits', field=field
+        )
+
+
+def check_magic(head: bytes) -> None:
+    """Raise `faults.InvalidModule` unless the bytes begin as a WebAssembly module does."""
+    if head[:4] != WASM_MAGIC:
+        raise faults.InvalidModule(
+            f"not a WebAssembly binary: it begins with {_describe(head)}, not with the magic "
+            r"\0asm",
+            field="wasm",
+            metadata={"offset_bytes": "0"},
+        )
+
+
+def check_magic_so_far(head: bytes) -> None:
+    """Raise `faults.InvalidModule` as soon as the first bytes of a stream cannot be a module's."""
+    if not WASM_MAGIC.startswith(head[:4]):
+        check_magic(head)
+
+
+def _describe(head: bytes) -> str:
+    if not head:
+        return "nothing (it is empty)"
+    if head.startswith(b"\x7fELF"):
+        return "\\x7fELF (a native executable, or a module that was compiled ahead of time)"
+    if head.startswith(b"\x1f\x8b"):
+        return "\\x1f\\x8b (gzip data: decompress it first)"
+    if head.lstrip().startswith((b"(", b";;")):
+        return "text (WAT: assemble it first, for example with wat2wasm)"
+    return repr(head[:4])[2:-1]
+
+
+def _check_typed(call: call_pb2.TypedCall) -> None:
+    _check_export_name(call.export, "typed.export")
+    for index, value in enumerate(call.args):
+        if value.WhichOneof("kind") is None:
+            raise faults.InvalidRequest(
+                "set i32, i64, f32 or f64 of every argument", field=f"typed.args[{index}]"
+            )
+
+
+def _check_bytes(call: call_pb2.BytesCall) -> None:
+    _check_export_name(call.export, "bytes.export")
+    if call.result_convention not in _RESULTS_OF_CONVENTION:
+        raise faults.InvalidRequest(
+            f"no result convention {call.result_convention}", field="bytes.result_convention"
+        )
+    fixed = call.result_convention == call_pb2.RESULT_CONVENTION_FIXED_LENGTH
+    if call.result_length_bytes and not fixed:
+        raise faults.InvalidRequest(
+            "result_length_bytes belongs to RESULT_CONVENTION_FIXED_LENGTH only",
+            field="bytes.result_length_bytes",
+        )
+
+
+def _check_export_name(name: str, field: str) -> None:
+    if not name:
+        raise faults.InvalidRequest("name the exported function to call", field=field)
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise faults.InvalidRequest(f"a name has at most {MAX_NAME_BYTES} bytes", field=field)
+
+
+def _check_wasi(call: call_pb2.WasiCommand) -> None:
+    if len(call.args) > MAX_WASI_ARGUMENTS or len(call.env) > MAX_WASI_ARGUMENTS:
+        raise faults.InvalidRequest(
+            f"at most {MAX_WASI_ARGUMENTS} arguments and as many variables", field="wasi"
+        )
+    for index, argument in enumerate(call.args):
+        if "\0" in argument:
+            raise faults.InvalidRequest(
+                "an argument cannot contain NUL", field=f"wasi.args[{index}]"
+            )
+    names: set[str] = set()
+    for index, variable in enumerate(call.env):
+        field = f"wasi.env[{index}]"
+        if not variable.name or "=" in variable.name or "\0" in variable.name + variable.value:
+            raise faults.InvalidRequest(
+                "a variable has a name without '=', and no NUL in name or value", field=field
+            )
+        if variable.name in names:
+            raise faults.InvalidRequest("a variable is set twice", field=field)
+        names.add(variable.name)
+
+
+# --- against the module -----------------------------------------------------------------------
+
+
+def check_fits(request: sandbox_pb2.ExecuteRequest, info: ModuleInfo) -> None:
+    """Raise `faults.ExportNotFound` or `faults.ArgumentMismatch` if the module cannot be so called."""
+    if request.HasField("typed"):
+        _check_typed_fits(request.typed, info)
+    elif request.HasField("bytes"):
+        _check_bytes_fits(request.bytes, info)
+    else:
+        _require(info, "_start", (), ((),), "wasi")
+        _require_memory(info, "wasi")
+
+
+def _check_typed_fits(call: call_pb2.TypedCall, info: ModuleInfo) -> None:
+    signature = info.functions.get(call.export)
+    if signature is None:
+        raise _not_found(info, call.export, "typed.export")
+    if not _NUMBERS.issuperset(signature.params) or not _NUMBERS.issuperset(signature.results):
+        raise faults.ArgumentMismatch(
+            f"{call.export!r} has the type {_show(signature.params, signature.results)}; only "
+            "numbers can be passed",
+            field="typed.export",
+        )
+    if len(call.args) != len(signature.params):
+        raise faults.ArgumentMismatch(
+            f"{call.export!r} has the type {_show(signature.params, signature.results)} and takes "
+            f"{len(signature.params)} arguments, not {len(call.args)}",
+            field="typed.args",
+        )
+    for index, (value, wanted) in enumerate(zip(call.args, signature.params, strict=True)):
+        kind = value.WhichOneof("kind")
+        assert kind is not None, "checked before"
+        if _KINDS[kind] != wanted:
+            raise faults.ArgumentMismatch(
+                f"argument {index} of {call.export!r} is {_NAMES[wanted]}, not {kind}",
+                field=f"typed.args[{index}]",
+            )
+
+
+def _check_bytes_fits(call: call_pb2.BytesCall, info: ModuleInfo) -> None:
+    results = _RESULTS_OF_CONVENTION[call.result_convention]
+    _require(info, call.export, (_I32, _I32), (results,), "bytes.export")
+    _require(info, "alloc", (_I32,), ((_I32,),), "bytes")
+    if "dealloc" in info.functions:
+        _require(info, "dealloc", (_I32, _I32), ((),), "bytes")
+    _require_memory(info, "bytes")
+
+
+def _require(
+    info: ModuleInfo,
+    name: str,
+    params: tuple[int, ...],
+    results: tuple[tuple[int, ...], ...],
+    field: str,
+) -> None:
+    signature = info.functions.get(name)
+    if signature is None:
+        raise _not_found(info, name, field)
+    if signature.params != params or signature.results not in results:
+        raise faults.ArgumentMismatch(
+            f"{name!r} has the type {_show(signature.params, signature.results)}; this way of "
+            f"calling needs {_show(params, results[0])}",
+            field=field,
+        )
+
+
+def _require_memory(info: ModuleInfo, field: str) -> None:
+    if not info.has_memory:
+        raise faults.ExportNotFound("the module exports no memory named 'memory'", field=field)
+
+
+def _not_found(info: ModuleInfo, name: str, field: str) -> faults.Fault:
+    if any(export.name == name for export in info.exports):
+        return faults.ExportNotFound(f"the export {name!r} is not a function", field=field)
+    return faults.ExportNotFound(f"the module exports no function {name!r}", field=field)
+
+
+def _show(params: tuple[int, ...], results: tuple[int, ...]) -> str:
+    left = ", ".join(_NAMES.get(kind, "?") for kind in params)
+    right = ", ".join(_NAMES.get(kind, "?") for kind in results)
+    return f"({left}) -> ({right})"
+
+
+def bytes_in(request: sandbox_pb2.ExecuteRequest) -> int:
+    """Return the bytes of input that the guest will see: the receipt's `bytes_in`."""
+    if request.HasField("bytes"):
+        return len(request.bytes.input)
+    if request.HasField("wasi"):
+        wasi = request.wasi
+        return (
+            len(wasi.stdin)
+            + sum(len(argument.encode()) for argument in wasi.args)
+            + sum(
+                len(variable.name.encode()) + len(variable.value.encode()) for variable in wasi.env
+            )
+        )
+    return sum(_width(value) for value in request.typed.args)
+
+
+def _width(value: call_pb2.Value) -> int:
+    return 4 if value.WhichOneof("kind") in ("i32", "f32") else 8

@@ -1,0 +1,236 @@
+"""One runner process: its state, its frames, its outbox, its end.
+
+Who may say what is a table (`_ALLOWED`) keyed by the runner's state: any other message, a frame too
+long, or bytes that are not a message, is a breach; the process is killed and the call that it was
+running is answered with what happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from sandboxd.supervisor import frames
+from sandboxd.supervisor.artifacts import Artifact
+from sandboxd.supervisor.child import Child, ExitStatus
+from sandboxd.supervisor.keys import Key
+from sandboxd.supervisor.lifecycle import Event, State, advance
+from sandboxd.supervisor.outbox import Outbox
+from sandboxd.wire.v1 import control_pb2, runner_pb2
+
+# A frame that is not a result is small. A result may carry the output limit and this much beside:
+# a backtrace of 64 frames with names of 256 characters, messages of 4 KiB, numbers.
+SMALL_FRAME_BYTES = 256 * 1024
+
+_ALLOWED: dict[State, frozenset[str]] = {
+    State.STARTING: frozenset({"ready", "failed"}),
+    State.SPARE: frozenset(),
+    State.BINDING: frozenset({"bound"}),
+    State.IDLE: frozenset(),
+    State.BUSY: frozenset({"result"}),
+    # The word that it was bound may be on its way when the call is stopped.
+    State.STOPPING: frozenset({"bound", "result"}),
+    State.DYING: frozenset(),
+    State.DEAD: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """The answer of a runner that ended instead: how, and which rule it broke before, if any."""
+
+    exit_status: ExitStatus
+    breach: str
+
+
+Answer = runner_pb2.Result | Death
+
+
+class Runner:
+    """A runner. The pool owns it, one call at a time borrows it.
+
+    `on_ready(runner)`, `on_kill(runner, previous_state)` and `on_dead(runner)` are called once each,
+    in this order; the first one not if it never got ready.
+    """
+
+    def __init__(
+        self,
+        child: Child,
+        outbox: Outbox,
+        interrupt_fd: int,
+        on_ready: Callable[[Runner], None],
+        on_kill: Callable[[Runner, State], None],
+        on_dead: Callable[[Runner], None],
+    ) -> None:
+        self.child = child
+        self.outbox = outbox
+        self.key: Key | None = None
+        self.executions = 0
+        self.retire_after_executions = 0
+        self.retire_at = 0.0
+        self.idle_since = 0.0
+        self.bound_at = 0.0
+        self.layers: list[control_pb2.IsolationLayer] = []
+        self.breach = ""
+        self._interrupt_fd = interrupt_fd
+        self._on_ready = on_ready
+        self._on_kill = on_kill
+        self._on_dead = on_dead
+        self._state = State.STARTING
+        self._loop = asyncio.get_running_loop()
+        self._answer: asyncio.Future[Answer] | None = None
+        self._reader = frames.FrameReader(SMALL_FRAME_BYTES)
+        self._ready_seen = False
+        self._burial: asyncio.Task[None] | None = None
+        child.on_data = self._on_data
+        child.on_hangup = self._on_hangup
+        child.listen()
+        child.forked.add_done_callback(lambda _: self._maybe_ready())
+        child.gone.add_done_callback(lambda _: self._on_hangup())
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self._state
+
+    @property
+    def is_running(self) -> bool:
+        """True while it works on a call that nobody has stopped yet."""
+        return self._state in (State.BINDING, State.BUSY)
+
+    def _advance(self, event: Event) -> None:
+        self._state = advance(self._state, event)
+
+    # --- what the pool and a call do with it -----------------------------------------------------
+
+    def begin(
+        self, job: bytes, max_result_bytes: int, key: Key, artifact: Artifact | None
+    ) -> asyncio.Future[Answer]:
+        """Hand it a call, as a serialized RunnerCommand, and return the future of its answer.
+
+        A spare needs `artifact`, is bound to `key` first, and the call follows in the same write.
+        """
+        self._answer = self._loop.create_future()
+        self._reader.limit_bytes = max_result_bytes + SMALL_FRAME_BYTES
+        self.executions += 1
+        if self._state is State.SPARE:
+            assert artifact is not None
+            bind = runner_pb2.Bind(artifact_size_bytes=artifact.size_bytes, fuel=key.fuel)
+            command = runner_pb2.RunnerCommand(bind=bind).SerializeToString()
+            self._advance(Event.BIND)
+            self.key = key
+            self.child.send(frames.encode(command) + frames.encode(job), artifact.fd)
+        else:
+            assert self.key == key, "a runner serves one module for life"
+            self._advance(Event.EXECUTE)
+            self.child.send(frames.encode(job))
+        return self._answer
+
+    def renew_answer(self) -> asyncio.Future[Answer]:
+        """Return a new future for the running call: the one that waited for it was cancelled."""
+        previous = self._answer
+        self._answer = self._loop.create_future()
+        if previous is not None and previous.done() and not previous.cancelled():
+            self._answer.set_result(previous.result())
+        return self._answer
+
+    def finish(self) -> None:
+        """The call was answered cleanly; the runner is free for the next one of its module."""
+        self._advance(Event.ANSWERED)
+        self._answer = None
+        self.idle_since = self._loop.time()
+
+    def interrupt(self) -> None:
+        """Ask it to stop its call: its interrupt thread bumps the engine's epoch."""
+        self._advance(Event.STOP)
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._interrupt_fd, b"!")
+
+    def kill(self) -> None:
+        """Kill it for certain; idempotent."""
+        if self._state in (State.DYING, State.DEAD):
+            return
+        previous = self._state
+        self._advance(Event.KILL)
+        self.child.kill()
+        self._on_kill(self, previous)
+        self._burial = self._loop.create_task(self._bury())
+
+    async def wait_dead(self) -> None:
+        """Wait until it is reaped. It must have been killed."""
+        if self._burial is not None:
+            await asyncio.shield(self._burial)
+
+    # --- what it says ----------------------------------------------------------------------------
+
+    def _on_data(self, data: bytes) -> None:
+        try:
+            for payload in self._reader.feed(data):
+                self._dispatch(payload)
+        except (frames.FrameTooLong, DecodeError) as error:
+            self._breached(str(error) or "the frame is not a message")
+
+    def _dispatch(self, payload: bytes) -> None:
+        reply = runner_pb2.RunnerReply.FromString(payload)
+        kind = reply.WhichOneof("reply")
+        if kind not in _ALLOWED[self._state]:
+            if self._state not in (State.DYING, State.DEAD):
+                self._breached(f"message {kind} while {self._state.value}")
+            return
+        match kind:
+            case "result":
+                self._answered(reply.result)
+            case "bound":
+                self._bound(reply.bound)
+            case "ready":
+                self.layers = list(reply.ready.layers)
+                self._ready_seen = True
+                self._maybe_ready()
+            case "failed":
+                self._breached(f"it could not lock itself down: {reply.failed.message}")
+
+    def _answered(self, result: runner_pb2.Result) -> None:
+        answer = self._answer
+        if answer is None or answer.done():
+            self._breached("a second result for one call")
+        elif result.WhichOneof("outcome") is None:
+            self._breached("a result without an outcome")
+        else:
+            answer.set_result(result)
+
+    def _bound(self, bound: runner_pb2.Bound) -> None:
+        if bound.error:
+            self._breached(f"it could not load the compiled module: {bound.error}")
+            return
+        self.bound_at = self._loop.time()
+        if self._state is State.BINDING:
+            self._advance(Event.BOUND)
+
+    def _maybe_ready(self) -> None:
+        if self._ready_seen and self.child.pid and self._state is State.STARTING:
+            self._advance(Event.READY)
+            self._on_ready(self)
+
+    def _breached(self, breach: str) -> None:
+        self.breach = breach
+        self.kill()
+
+    # --- its end ---------------------------------------------------------------------------------
+
+    def _on_hangup(self) -> None:
+        self.kill()
+
+    async def _bury(self) -> None:
+        exit_status = await self.child.wait_exit()
+        self._advance(Event.EXITED)
+        answer = self._answer
+        if answer is not None and not answer.done():
+            answer.set_result(Death(exit_status, self.breach))
+        self.child.close()
+        os.close(self._interrupt_fd)
+        self._on_dead(self)

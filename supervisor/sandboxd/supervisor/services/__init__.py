@@ -1,0 +1,1 @@
+"""The gRPC services: thin, typed adaptors from messages to the daemon's parts."""

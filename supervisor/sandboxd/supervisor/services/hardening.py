@@ -1,0 +1,139 @@
+"""What stands between the transport and every method.
+
+gRPC answers bytes that are not a message with INTERNAL, and an exception with UNKNOWN. Neither may
+happen here: bad bytes are the client's fault and get a typed refusal; a `Fault` becomes its status
+with details; anything else is a bug, is logged with its traceback, and is the only INTERNAL.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc import aio
+
+from sandboxd.supervisor import faults
+from sandboxd.supervisor.stats import Stats
+
+log = logging.getLogger(__name__)
+
+_MALFORMED = object()
+_BAD_BYTES = "the bytes are not a protobuf message of this method's request type"
+
+
+class HardenedServer:
+    """Stands in for an `aio.Server` while services are added, and wraps their methods."""
+
+    def __init__(self, server: aio.Server, stats: Stats) -> None:
+        self._server = server
+        self._stats = stats
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Ignored: generated code registers the same methods by name right after."""
+
+    def add_registered_method_handlers(
+        self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None:
+        """Register a service's methods, each one wrapped."""
+        wrapped = {name: self._wrap(handler) for name, handler in handlers.items()}
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service, wrapped),)
+        )
+        self._server.add_registered_method_handlers(service, wrapped)  # type: ignore[attr-defined]
+
+    def _wrap(self, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        decode = _tolerant(handler.request_deserializer)
+        encode = handler.response_serializer
+        if handler.unary_unary is not None:
+            behaviour = self._unary(handler.unary_unary)
+            return grpc.unary_unary_rpc_method_handler(behaviour, decode, encode)
+        if handler.stream_unary is not None:
+            streamed = self._stream_in(handler.stream_unary)
+            return grpc.stream_unary_rpc_method_handler(streamed, decode, encode)
+        if handler.unary_stream is not None:
+            streaming = self._stream_out(handler.unary_stream)
+            return grpc.unary_stream_rpc_method_handler(streaming, decode, encode)
+        both = self._stream_both(handler.stream_stream)
+        return grpc.stream_stream_rpc_method_handler(both, decode, encode)
+
+    def _unary(self, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                if request is _MALFORMED:
+                    raise faults.MalformedMessage(_BAD_BYTES)
+                return await method(request, context)
+            except Exception as error:  # noqa: BLE001 - the last line before the transport
+                await self._refuse(context, error)
+
+        return call
+
+    def _stream_in(self, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def call(requests: AsyncIterator[Any], context: aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                return await method(_checked(requests), context)
+            except Exception as error:  # noqa: BLE001 - the last line before the transport
+                await self._refuse(context, error)
+
+        return call
+
+    def _stream_out(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        # Health.Watch writes through the context and returns an awaitable, not an iterator.
+        async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                if request is _MALFORMED:
+                    raise faults.MalformedMessage(_BAD_BYTES)
+                await method(request, context)
+            except Exception as error:  # noqa: BLE001 - the last line before the transport
+                await self._refuse(context, error)
+
+        return call
+
+    def _stream_both(self, method: Callable[..., Any] | None) -> Callable[..., AsyncIterator[Any]]:
+        assert method is not None, "one of the four kinds of a method is set"
+
+        async def call(
+            requests: AsyncIterator[Any], context: aio.ServicerContext[Any, Any]
+        ) -> AsyncIterator[Any]:
+            try:
+                async for response in method(_checked(requests), context):
+                    yield response
+            except Exception as error:  # noqa: BLE001 - the last line before the transport
+                await self._refuse(context, error)
+
+        return call
+
+    async def _refuse(self, context: aio.ServicerContext[Any, Any], error: Exception) -> None:
+        if isinstance(error, aio.AbortError):
+            raise error
+        if not isinstance(error, faults.Fault):
+            log.error("a bug, answered with INTERNAL", exc_info=error)
+            self._stats.fault("INTERNAL")
+            await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the daemon's log")
+        assert isinstance(error, faults.Fault)
+        self._stats.fault(error.reason)
+        trailer = ((faults.DETAILS_KEY, error.details()),)
+        await context.abort(error.status, error.message, trailer)
+
+
+def _tolerant(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    if decode is None:
+        return None
+    decoder = decode
+
+    def tolerant(data: bytes) -> Any:
+        try:
+            return decoder(data)
+        except DecodeError:
+            return _MALFORMED
+
+    return tolerant
+
+
+async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        if request is _MALFORMED:
+            raise faults.MalformedMessage(_BAD_BYTES)
+        yield request

@@ -1,0 +1,199 @@
+"""ModuleService: Push, Get, List, Delete."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpc import aio
+
+from sandboxd.supervisor import faults, requests
+from sandboxd.supervisor.artifacts import Artifact
+from sandboxd.supervisor.compilation import CompileService
+from sandboxd.supervisor.keys import DEFAULT_TENANT, DIGEST_PREFIX, Key
+from sandboxd.supervisor.store import Incoming, Store
+from sandboxd.v1 import module_pb2, module_pb2_grpc
+
+T = TypeVar("T")
+
+DEFAULT_PAGE = 100
+MAX_PAGE = 1000
+
+
+class ModuleService(module_pb2_grpc.ModuleServiceServicer):
+    """Stores modules."""
+
+    def __init__(self, store: Store, compiles: CompileService) -> None:
+        self._store = store
+        self._compiles = compiles
+        # Index and disk change together: a push and a delete of one digest must not interleave.
+        self._writing = asyncio.Lock()
+
+    async def Push(
+        self,
+        request_iterator: AsyncIterator[module_pb2.PushRequest],
+        context: aio.ServicerContext[Any, Any],
+    ) -> module_pb2.PushResponse:
+        """See module.proto."""
+        remaining = context.time_remaining()
+        incoming = self._store.begin()
+        try:
+            async with asyncio.timeout(remaining):
+                header = await _receive(incoming, request_iterator)
+                _check_claims(incoming, header)
+                return await self._admit(DEFAULT_TENANT, incoming)
+        except TimeoutError:
+            raise faults.DeadlineFault(
+                "the deadline passed before the module was stored; nothing was kept"
+            ) from None
+        finally:
+            await _in_thread(incoming.close)
+
+    async def _admit(self, tenant: str, incoming: Incoming) -> module_pb2.PushResponse:
+        digest = incoming.digest
+        known = self._store.get(tenant, digest)
+        key = Key(tenant, digest, fuel=False)
+        started_at = asyncio.get_running_loop().time()
+        cached = self._compiles.cache.get(key) is not None
+        artifact = await self._compiles.artifact(key, lambda: os.dup(incoming.fd))
+        elapsed_s = 0.0 if cached else asyncio.get_running_loop().time() - started_at
+        created = False
+        if known is None:
+            known = _describe(incoming, artifact)
+            # Shielded: once the rename is under way the outcome must be entered in the index.
+            created = await _to_the_end(self._commit(tenant, incoming, known))
+        return module_pb2.PushResponse(
+            module=known, created=created, compile_time_ns=int(elapsed_s * 1e9)
+        )
+
+    async def _commit(self, tenant: str, incoming: Incoming, meta: module_pb2.Module) -> bool:
+        async with self._writing:
+            created = await asyncio.to_thread(self._store.commit, tenant, incoming, meta)
+            self._store.remember(tenant, meta)
+        return created
+
+    async def Get(
+        self, request: module_pb2.GetRequest, context: aio.ServicerContext[Any, Any]
+    ) -> module_pb2.GetResponse:
+        """See module.proto."""
+        requests.check_digest(request.digest, "digest")
+        module = self._store.get(DEFAULT_TENANT, request.digest)
+        if module is None:
+            raise _not_found(request.digest)
+        return module_pb2.GetResponse(module=module)
+
+    async def List(
+        self, request: module_pb2.ListRequest, context: aio.ServicerContext[Any, Any]
+    ) -> module_pb2.ListResponse:
+        """See module.proto."""
+        size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
+        if request.page_token:
+            requests.check_digest(request.page_token, "page_token")
+        prefix = request.digest_prefix.removeprefix(DIGEST_PREFIX)
+        if not set(prefix) <= set("0123456789abcdef"):
+            raise faults.InvalidRequest(
+                'a prefix is lower-case hex digits, with or without "sha256:"',
+                field="digest_prefix",
+            )
+        found = self._store.page(
+            DEFAULT_TENANT, DIGEST_PREFIX + prefix, request.page_token, size + 1
+        )
+        response = module_pb2.ListResponse(modules=[_brief(module) for module in found[:size]])
+        if len(found) > size:
+            response.next_page_token = found[size - 1].digest
+        return response
+
+    async def Delete(
+        self, request: module_pb2.DeleteRequest, context: aio.ServicerContext[Any, Any]
+    ) -> module_pb2.DeleteResponse:
+        """See module.proto."""
+        requests.check_digest(request.digest, "digest")
+        await _to_the_end(self._remove(DEFAULT_TENANT, request.digest))
+        return module_pb2.DeleteResponse()
+
+    async def _remove(self, tenant: str, digest: str) -> None:
+        async with self._writing:
+            if not self._store.forget(tenant, digest):
+                raise _not_found(digest)
+            for fuel in (False, True):
+                self._compiles.cache.drop(Key(tenant, digest, fuel))
+            await asyncio.to_thread(self._store.remove, tenant, digest)
+
+
+async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`; if the caller is cancelled meanwhile, finish it first, then be cancelled."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with contextlib.suppress(Exception):
+            await task
+        raise
+
+
+async def _in_thread(step: Callable[..., T], *arguments: Any) -> T:
+    """Run a blocking step in a thread. A step in progress is never abandoned: it holds a file."""
+    return await _to_the_end(asyncio.to_thread(step, *arguments))
+
+
+async def _receive(
+    incoming: Incoming, parts: AsyncIterator[module_pb2.PushRequest]
+) -> module_pb2.PushHeader:
+    header = module_pb2.PushHeader()
+    first = True
+    async for part in parts:
+        match part.WhichOneof("part"):
+            case "header" if first:
+                header = part.header
+                if header.digest:
+                    requests.check_digest(header.digest, "header.digest")
+            case "header":
+                raise faults.InvalidRequest("only the first message has a header", field="header")
+            case "chunk":
+                await _in_thread(incoming.write, part.chunk)
+                requests.check_magic_so_far(incoming.head)
+            case _:
+                raise faults.InvalidRequest("set header or chunk", field="part")
+        first = False
+    requests.check_magic(incoming.head)
+    return header
+
+
+def _check_claims(incoming: Incoming, header: module_pb2.PushHeader) -> None:
+    if header.size_bytes and header.size_bytes != incoming.size_bytes:
+        raise faults.DigestMismatch(
+            f"{incoming.size_bytes} bytes came, {header.size_bytes} were announced",
+            field="header.size_bytes",
+        )
+    if header.digest and header.digest != incoming.digest:
+        raise faults.DigestMismatch(
+            f"the bytes have the digest {incoming.digest}, not the announced one",
+            field="header.digest",
+            metadata={"digest": incoming.digest},
+        )
+
+
+def _describe(incoming: Incoming, artifact: Artifact) -> module_pb2.Module:
+    now = Timestamp()
+    now.GetCurrentTime()
+    return module_pb2.Module(
+        digest=incoming.digest,
+        size_bytes=incoming.size_bytes,
+        create_time=now,
+        imports=artifact.info.imports,
+        exports=artifact.info.exports,
+    )
+
+
+def _brief(module: module_pb2.Module) -> module_pb2.Module:
+    return module_pb2.Module(
+        digest=module.digest, size_bytes=module.size_bytes, create_time=module.create_time
+    )
+
+
+def _not_found(digest: str) -> faults.ModuleNotFound:
+    return faults.ModuleNotFound(f"no module {digest} is stored", metadata={"digest": digest})

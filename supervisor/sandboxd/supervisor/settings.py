@@ -1,0 +1,196 @@
+"""Settings: one definition each; it yields the flag, the environment variable and its help.
+
+`--max-runners` is SANDBOXD_MAX_RUNNERS in the environment. A size takes a suffix (KiB, MiB, GiB), a
+duration one (ms, s, m, h).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+MIB = 1024 * 1024
+ENVIRONMENT_PREFIX = "SANDBOXD"
+
+_UNITS_SIZE = {"": 1, "B": 1, "KIB": 1024, "MIB": MIB, "GIB": 1024 * MIB}
+_UNITS_TIME = {"": 1000, "MS": 1, "S": 1000, "M": 60_000, "H": 3_600_000}
+
+
+class SizeType(click.ParamType[int]):
+    """A number of bytes, with an optional suffix."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes; fail on anything else."""
+        return _with_unit(self, value, _UNITS_SIZE, "a size, such as 64MiB", param, ctx)
+
+
+class DurationType(click.ParamType[int]):
+    """A duration, with an optional suffix; seconds without."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return milliseconds; fail on anything else."""
+        return _with_unit(self, value, _UNITS_TIME, "a duration, such as 250ms", param, ctx)
+
+
+def _with_unit(
+    kind: click.ParamType[int],
+    value: Any,
+    units: dict[str, int],
+    example: str,
+    param: click.Parameter | None,
+    ctx: click.Context | None,
+) -> int:
+    if isinstance(value, int):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value))
+    if match is None or match[2].upper() not in units:
+        kind.fail(f"{value!r} is not {example}", param, ctx)
+    return int(float(match[1]) * units[match[2].upper()])
+
+
+def _option(default: Any, help_text: str, kind: Any = None, **extra: Any) -> Any:
+    metadata = {"help": help_text, "type": kind, **extra}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _directory(root: str, variable: str, fallback: str) -> Path:
+    if os.geteuid() == 0:
+        return Path(root)
+    base = os.environ.get(variable)
+    return (Path(base) if base else Path.home() / fallback) / "sandboxd"
+
+
+def _default_socket() -> str:
+    if os.geteuid() == 0:
+        return "unix:///run/sandboxd/sandboxd.sock"
+    base = os.environ.get("XDG_RUNTIME_DIR") or str(_default_state())
+    return (
+        f"unix://{base}/sandboxd/sandboxd.sock"
+        if "XDG_RUNTIME_DIR" in os.environ
+        else (f"unix://{base}/sandboxd.sock")
+    )
+
+
+def _default_state() -> Path:
+    return _directory("/var/lib/sandboxd", "XDG_STATE_HOME", ".local/state")
+
+
+SIZE = SizeType()
+DURATION = DurationType()
+COUNT = click.IntRange(min=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything an operator can set. Sizes in bytes, durations in milliseconds."""
+
+    listen: tuple[str, ...] = _option(
+        lambda: (_default_socket(),),
+        "Where to listen: unix:///path or tcp://127.0.0.1:port; may be repeated. TCP needs "
+        "--tls-cert, --tls-key and --tls-client-ca, or --insecure-tcp.",
+        multiple=True,
+        show="/run/sandboxd/sandboxd.sock as root, else below XDG_RUNTIME_DIR or the state "
+        "directory",
+    )
+    state_dir: Path = _option(
+        _default_state,
+        "Where modules are stored.",
+        click.Path(path_type=Path, file_okay=False),
+        show="/var/lib/sandboxd as root, else below XDG_STATE_HOME",
+    )
+    socket_group: str = _option("", "Group that may connect to the unix socket (mode 0660).")
+    tls_cert: str = _option("", "Server certificate (PEM), for TCP.")
+    tls_key: str = _option("", "Server key (PEM), for TCP.")
+    tls_client_ca: str = _option("", "Authority that signs client certificates (PEM), for TCP.")
+    insecure_tcp: bool = _option(
+        False,
+        "Allow TCP without TLS on a loopback address. Every user of this machine can then "
+        "run guests.",
+    )
+    max_runners: int = _option(32, "Most runner processes at once.", COUNT)
+    spare_runners: int = _option(4, "Runner processes kept ready ahead of need.", click.IntRange(0))
+    queue_capacity: int = _option(1024, "Most calls that may wait for a runner.", COUNT)
+    runner_max_executions: int = _option(1000, "Calls that a runner serves before it ends.", COUNT)
+    runner_max_age: int = _option("1h", "Age at which a runner ends.", DURATION)
+    runner_idle_timeout: int = _option("5m", "Idle time after which a runner ends.", DURATION)
+    grace: int = _option("50ms", "Time between interrupting a guest and killing it.", DURATION)
+    default_wall_time: int = _option("10s", "Wall-clock limit if a call sets none.", DURATION)
+    max_wall_time: int = _option("5m", "Highest wall-clock limit that a call can set.", DURATION)
+    default_cpu_time: int = _option("10s", "CPU limit if a call sets none.", DURATION)
+    max_cpu_time: int = _option("5m", "Highest CPU limit that a call can set.", DURATION)
+    default_memory: int = _option("256MiB", "Linear memory if a call sets none.", SIZE)
+    max_memory: int = _option("512MiB", "Most linear memory that a call can set.", SIZE)
+    default_table_elements: int = _option(100_000, "Table elements if a call sets none.", COUNT)
+    max_table_elements: int = _option(1_000_000, "Most table elements that a call can set.", COUNT)
+    default_output: int = _option("1MiB", "Output limit if a call sets none.", SIZE)
+    max_output: int = _option("2MiB", "Highest output limit that a call can set.", SIZE)
+    max_module: int = _option("128MiB", "Largest module that can be pushed.", SIZE)
+    max_message: int = _option("4MiB", "Largest gRPC message accepted.", SIZE)
+    compilers: int = _option(1, "Compiler processes at once.", COUNT)
+    compile_queue: int = _option(64, "Modules that may wait for the compiler.", COUNT)
+    compile_wall_time: int = _option("120s", "Wall-clock limit of one compilation.", DURATION)
+    compile_cpu_time: int = _option("120s", "CPU limit of one compilation.", DURATION)
+    compile_memory: int = _option("2GiB", "Memory limit of one compilation.", SIZE)
+    max_artifact: int = _option("512MiB", "Largest compiled module.", SIZE)
+    artifact_cache: int = _option("1GiB", "Memory for compiled modules.", SIZE)
+    drain: int = _option("10s", "Time that running calls get when the daemon stops.", DURATION)
+    uid_base: int = _option(
+        1_900_000_000,
+        "First user id of the range that runners take when started as root. The range must not "
+        "overlap with real users or containers.",
+        COUNT,
+    )
+    namespaces: str = _option(
+        "auto",
+        "Namespaces and an empty root for all runners: require, auto (use if the host allows) or "
+        "off.",
+        click.Choice(["require", "auto", "off"]),
+    )
+    log_level: str = _option(
+        "info",
+        "Least severity that is logged.",
+        click.Choice(["debug", "info", "warning", "error"]),
+    )
+
+
+def options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a click command with one option per setting."""
+    for field in reversed(dataclasses.fields(Settings)):
+        command = _click_option(field)(command)
+    return command
+
+
+def _click_option(field: dataclasses.Field[Any]) -> Callable[[Any], Any]:
+    metadata = field.metadata
+    name = field.name.replace("_", "-")
+    has_factory = field.default is dataclasses.MISSING
+    common: dict[str, Any] = {
+        "help": metadata["help"],
+        "envvar": f"{ENVIRONMENT_PREFIX}_{field.name.upper()}",
+        "show_envvar": True,
+        "show_default": metadata.get("show", True),
+        "default": None if has_factory else field.default,
+    }
+    if field.type in (bool, "bool"):
+        return click.option(f"--{name}", is_flag=True, **common)
+    return click.option(
+        f"--{name}", type=metadata["type"], multiple=metadata.get("multiple", False), **common
+    )
+
+
+def from_arguments(arguments: dict[str, Any]) -> Settings:
+    """Build the settings from click's arguments; what was not given takes its default."""
+    given = {name: value for name, value in arguments.items() if value is not None and value != ()}
+    return Settings(**given)

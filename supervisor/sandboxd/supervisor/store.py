@@ -1,0 +1,244 @@
+"""The module store: what was acknowledged is on disk, and what was not leaves no trace.
+
+    STATE/lock                                   held while a daemon runs
+    STATE/incoming/<random>/                     a push in progress; emptied at start
+    STATE/modules/<tenant>/<hex digest>/
+        module.wasm                              the bytes, as pushed
+        module.pb                                sandboxd.v1.Module: what the compiler told
+
+A push is written to `incoming`, synced, and renamed into place, which is atomic; then the directory
+is synced, and only then the push is acknowledged. A delete renames the other way. At start every
+entry is read; one that is not whole (it cannot be, short of a damaged disk) is reported and
+left alone, and is not served.
+
+All methods that touch the disk block; the services call them in a thread.
+"""
+
+from __future__ import annotations
+
+import bisect
+import fcntl
+import hashlib
+import logging
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from sandboxd.supervisor import faults
+from sandboxd.supervisor.keys import DIGEST_PREFIX
+from sandboxd.v1 import module_pb2
+
+log = logging.getLogger(__name__)
+
+WASM_NAME = "module.wasm"
+META_NAME = "module.pb"
+
+
+class StateDirectoryBusy(Exception):  # noqa: N818 - a state of the world
+    """Another daemon uses the state directory."""
+
+
+class Incoming:
+    """A push in progress: bytes go to a file, and into the digest. Close it in every case."""
+
+    def __init__(self, directory: Path, max_bytes: int) -> None:
+        self._directory = directory
+        self._max_bytes = max_bytes
+        self._hash = hashlib.sha256()
+        self.size_bytes = 0
+        self.head = b""
+        directory.mkdir(mode=0o700)
+        self.fd = os.open(
+            directory / WASM_NAME, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+        )
+
+    @property
+    def digest(self) -> str:
+        """Digest of what was written so far."""
+        return DIGEST_PREFIX + self._hash.hexdigest()
+
+    def write(self, chunk: bytes) -> None:
+        """Append. Raises `faults.ModuleTooLarge` or `faults.StoreFull`."""
+        if self.size_bytes + len(chunk) > self._max_bytes:
+            raise faults.ModuleTooLarge(
+                f"a module has at most {self._max_bytes} bytes here",
+                field="chunk",
+                metadata={"limit_bytes": str(self._max_bytes)},
+            )
+        if len(self.head) < 8:
+            self.head = (self.head + chunk)[:8]
+        self._hash.update(chunk)
+        view = memoryview(chunk)
+        while view:
+            try:
+                written = os.write(self.fd, view)
+            except OSError as error:
+                raise _full(error) from error
+            view = view[written:]
+            self.size_bytes += written
+
+    def commit(self, meta: module_pb2.Module, target: Path) -> bool:
+        """Make the module durable at `target`; False if another push got there first."""
+        try:
+            with open(self._directory / META_NAME, "xb") as file:
+                file.write(meta.SerializeToString())
+                file.flush()
+                os.fsync(file.fileno())
+            os.fsync(self.fd)
+            _sync(self._directory)
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            _sync(target.parent.parent)
+            self._directory.rename(target)
+            _sync(target.parent)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if target.exists():
+                return False  # rename onto a directory that is not empty
+            raise _full(error) from error
+        return True
+
+    def close(self) -> None:
+        """Release the file and, unless it was committed, remove it."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class Store:
+    """Modules on disk, indexed in memory by (tenant, digest)."""
+
+    def __init__(self, state_dir: Path, max_module_bytes: int) -> None:
+        self._modules = state_dir / "modules"
+        self._incoming = state_dir / "incoming"
+        self._max_module_bytes = max_module_bytes
+        self._index: dict[str, dict[str, module_pb2.Module]] = {}
+        self._order: dict[str, list[str]] = {}
+        self._lock_fd = -1
+        self._state_dir = state_dir
+
+    def open(self) -> None:
+        """Lock the directory, drop what was never acknowledged, read the index.
+
+        Raises `StateDirectoryBusy`, or OSError with a path that cannot be used.
+        """
+        self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock_fd = os.open(
+            self._state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+            raise StateDirectoryBusy(
+                f"another sandboxd uses {self._state_dir}; stop it or pass another --state-dir"
+            ) from None
+        shutil.rmtree(self._incoming, ignore_errors=True)
+        self._incoming.mkdir(mode=0o700)
+        self._modules.mkdir(mode=0o700, exist_ok=True)
+        for tenant in self._modules.iterdir():
+            for entry in tenant.iterdir():
+                self._read(tenant.name, entry)
+        for tenant_name, modules in self._index.items():
+            self._order[tenant_name] = sorted(modules)
+
+    def _read(self, tenant: str, entry: Path) -> None:
+        try:
+            module = module_pb2.Module.FromString((entry / META_NAME).read_bytes())
+            size = (entry / WASM_NAME).stat().st_size
+        except (OSError, DecodeError) as error:
+            log.error("stored module %s cannot be read and is not served: %s", entry, error)
+            return
+        if module.digest != DIGEST_PREFIX + entry.name or module.size_bytes != size:
+            log.error("stored module %s is damaged and is not served", entry)
+            return
+        self._index.setdefault(tenant, {})[module.digest] = module
+
+    def close(self) -> None:
+        """Unlock the directory."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def begin(self) -> Incoming:
+        """Start a push. Raises `faults.StoreFull`."""
+        try:
+            return Incoming(self._incoming / secrets.token_hex(8), self._max_module_bytes)
+        except OSError as error:
+            raise _full(error) from error
+
+    def commit(self, tenant: str, incoming: Incoming, meta: module_pb2.Module) -> bool:
+        """Make a push durable; False if the module was stored already."""
+        return incoming.commit(meta, self._path(tenant, meta.digest))
+
+    def remember(self, tenant: str, meta: module_pb2.Module) -> None:
+        """Enter a committed module into the index. Called on the event loop."""
+        modules = self._index.setdefault(tenant, {})
+        if meta.digest not in modules:
+            bisect.insort(self._order.setdefault(tenant, []), meta.digest)
+        modules[meta.digest] = meta
+
+    def forget(self, tenant: str, digest: str) -> bool:
+        """Take a module out of the index; False if it is not there. Called on the event loop."""
+        if self._index.get(tenant, {}).pop(digest, None) is None:
+            return False
+        order = self._order[tenant]
+        del order[bisect.bisect_left(order, digest)]
+        return True
+
+    def remove(self, tenant: str, digest: str) -> None:
+        """Remove a forgotten module from the disk, for good."""
+        path = self._path(tenant, digest)
+        trash = self._incoming / secrets.token_hex(8)
+        path.rename(trash)
+        _sync(path.parent)
+        shutil.rmtree(trash, ignore_errors=True)
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def get(self, tenant: str, digest: str) -> module_pb2.Module | None:
+        """Return what is known about a module, or None. Does not touch the disk."""
+        modules = self._index.get(tenant)
+        return modules.get(digest) if modules is not None else None
+
+    def open_wasm(self, tenant: str, digest: str) -> int:
+        """Open a module's bytes for reading; the descriptor is the caller's."""
+        return os.open(self._path(tenant, digest) / WASM_NAME, os.O_RDONLY | os.O_CLOEXEC)
+
+    def page(self, tenant: str, prefix: str, after: str, size: int) -> list[module_pb2.Module]:
+        """Return up to `size` modules in order of digest, beginning after `after`."""
+        order = self._order.get(tenant, [])
+        start = bisect.bisect_right(order, after) if after else 0
+        start = max(start, bisect.bisect_left(order, prefix))
+        page = []
+        for digest in order[start : start + size]:
+            if not digest.startswith(prefix):
+                break
+            page.append(self._index[tenant][digest])
+        return page
+
+    def count(self) -> int:
+        """Number of stored modules of all tenants."""
+        return sum(len(modules) for modules in self._index.values())
+
+    def _path(self, tenant: str, digest: str) -> Path:
+        return self._modules / tenant / digest.removeprefix(DIGEST_PREFIX)
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _full(error: OSError) -> faults.StoreFull:
+    return faults.StoreFull(f"the module cannot be stored: {os.strerror(error.errno or 0)}")

@@ -1,0 +1,292 @@
+"""The supervisor's side of the zygote: start it, ask it for children, notice its death.
+
+The zygote is exec'd (never forked from this process's Python state), speaks protobuf packets over
+a SOCK_SEQPACKET pair, and is the only process that can reap children. When its control socket reads
+EOF it is gone, and in its PID namespace the kernel has killed every child with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import site
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from sandboxd.supervisor import faults
+from sandboxd.supervisor.child import UNKNOWN_EXIT, Child, ExitStatus
+from sandboxd.wire.v1 import control_pb2
+
+log = logging.getLogger(__name__)
+
+MAX_PACKET_BYTES = 64 * 1024
+START_TIMEOUT_S = 30.0
+# Forking takes milliseconds. A zygote that has not forked for this long is stopped or broken.
+SPAWN_TIMEOUT_S = 10.0
+
+
+class ZygoteFailed(Exception):  # noqa: N818 - a state of the world, not a bug
+    """The zygote could not be started; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildLimits:
+    """Resource limits of a child, taken in its lock-down; see `control.proto` for the units."""
+
+    data_bytes: int
+    cpu_seconds: int
+    file_size_bytes: int
+    processes: int
+
+
+class Zygote:
+    """One zygote process and its children. Ends once; `on_lost()` is called when it did.
+
+    `uids` are the user ids that children take, one each; empty when not started as root.
+    """
+
+    def __init__(self, uids: Sequence[int], on_lost: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_lost = on_lost
+        self._free_uids = deque(uids)
+        self._slots = bool(uids)
+        self._children: dict[int, Child] = {}
+        self._next_id = 1
+        self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._sock: socket.socket | None = None
+        self._ready: asyncio.Future[control_pb2.ZygoteReady] = self._loop.create_future()
+        self.engine_version = ""
+        self.layers: list[control_pb2.IsolationLayer] = []
+
+    @property
+    def pid(self) -> int:
+        """Process id of the zygote's outer process; 0 when there is none."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def alive(self) -> bool:
+        """True from a successful `start` until it is lost or stopped."""
+        return bool(self.engine_version) and self._sock is not None
+
+    @property
+    def has_slot(self) -> bool:
+        """True if another child can be forked now."""
+        return self.alive and (not self._slots or bool(self._free_uids))
+
+    async def start(self, arguments: Sequence[str]) -> None:
+        """Exec the zygote and wait until it is preloaded. Raises `ZygoteFailed`."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        self._sock = ours
+        with theirs:
+            # Popen execs through vfork: none of gRPC's fork handlers run, and no Python code runs
+            # between the two. -P keeps the working directory out of the import path.
+            self._process = subprocess.Popen(  # noqa: ASYNC220 - takes a millisecond
+                [
+                    *(sys.executable, "-P", "-m", "sandboxd.runner.zygote"),
+                    *("--control-fd", str(theirs.fileno()), "--parent-pid", str(os.getpid())),
+                    *arguments,
+                ],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                # A signal to the daemon's process group (Ctrl-C) is for the daemon to act on.
+                start_new_session=True,
+                env=_clean_environment(),
+                cwd="/",
+            )
+        self._loop.add_reader(ours.fileno(), self._on_readable)
+        try:
+            ready = await asyncio.wait_for(asyncio.shield(self._ready), START_TIMEOUT_S)
+        except TimeoutError:
+            await self.stop()
+            raise ZygoteFailed(f"the zygote was not ready within {START_TIMEOUT_S:.0f} s") from None
+        self.engine_version = ready.engine_version
+        self.layers = list(ready.layers)
+
+    # --- children -------------------------------------------------------------------------------
+
+    def spawn(
+        self, kind: control_pb2.ChildKind.ValueType, passed: Sequence[int], limits: ChildLimits
+    ) -> Child:
+        """Ask for a child and return it at once; `Child.forked` tells when it exists.
+
+        `passed` are the descriptors after the socket (see SpawnRequest); they stay the caller's to
+        close once this returns. Raises `faults.ZygoteLost` if there is no zygote or no uid slot.
+        """
+        if not self.has_slot:
+            raise faults.ZygoteLost("no process can be started now; retry", retry_after_s=0.5)
+        uid = self._free_uids.popleft() if self._slots else 0
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.setblocking(False)
+        child = Child(self._next_id, ours, uid)
+        self._next_id += 1
+        self._children[child.child_id] = child
+        request = control_pb2.SpawnRequest(
+            child_id=child.child_id,
+            kind=kind,
+            uid=uid,
+            limits=control_pb2.ChildLimits(
+                data_bytes=limits.data_bytes,
+                cpu_seconds=limits.cpu_seconds,
+                file_size_bytes=limits.file_size_bytes,
+                processes=limits.processes,
+            ),
+        )
+        packet = control_pb2.ZygoteCommand(spawn=request).SerializeToString()
+        self._send(packet, [theirs.detach(), *(os.dup(fd) for fd in passed)])
+        self._loop.call_later(SPAWN_TIMEOUT_S, self._check_forked, child)
+        return child
+
+    def _check_forked(self, child: Child) -> None:
+        if self.alive and not child.forked.done():
+            log.error("the zygote did not fork for %.0f s; replacing it", SPAWN_TIMEOUT_S)
+            self._kill()
+
+    def _send(self, packet: bytes, fds: list[int]) -> None:
+        self._unsent.append((packet, fds))
+        if len(self._unsent) == 1:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._unsent:
+            sock = self._sock
+            if sock is None:
+                return
+            packet, fds = self._unsent[0]
+            try:
+                socket.send_fds(sock, [packet], fds)
+            except BlockingIOError:
+                self._loop.add_writer(sock.fileno(), self._flush)
+                return
+            except OSError:
+                return  # EOF is on its way to _on_readable, which cleans up
+            self._unsent.popleft()
+            _close_all(fds)
+        if self._sock is not None:
+            self._loop.remove_writer(self._sock.fileno())
+
+    # --- events ---------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        while self._sock is not None:
+            try:
+                packet, fds, _, _ = socket.recv_fds(self._sock, MAX_PACKET_BYTES, 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                packet, fds = b"", []
+            if not packet:
+                self._lose()
+                return
+            self._dispatch(packet, fds)
+
+    def _dispatch(self, packet: bytes, fds: list[int]) -> None:
+        try:
+            event = control_pb2.ZygoteEvent.FromString(packet)
+        except DecodeError:
+            log.error("the zygote sent a packet that is not an event; replacing it")
+            _close_all(fds)
+            self._kill()
+            return
+        match event.WhichOneof("event"):
+            case "ready" if not self._ready.done():
+                self._ready.set_result(event.ready)
+            case "spawned" if event.spawned.child_id in self._children and len(fds) == 1:
+                self._children[event.spawned.child_id].set_pidfd(fds.pop())
+            case "spawn_failed":
+                log.error("a process could not be started: %s", event.spawn_failed.message)
+                self._end(event.spawn_failed.child_id, UNKNOWN_EXIT)
+            case "exited":
+                exited = event.exited
+                self._end(
+                    exited.child_id,
+                    ExitStatus(exited.status, exited.cpu_time_ns, exited.peak_rss_bytes),
+                )
+        _close_all(fds)
+
+    def _end(self, child_id: int, exit_status: ExitStatus) -> None:
+        child = self._children.pop(child_id, None)
+        if child is None:
+            return
+        if self._slots:
+            self._free_uids.append(child.uid)
+        child.set_exit(exit_status)
+
+    # --- its own end ----------------------------------------------------------------------------
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+
+    def _lose(self) -> None:
+        """Clean up after the zygote's end: every child is dead or about to be."""
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        self._loop.remove_reader(sock.fileno())
+        self._loop.remove_writer(sock.fileno())
+        sock.close()
+        while self._unsent:
+            _close_all(self._unsent.popleft()[1])
+        self._kill()
+        for child_id in list(self._children):
+            # Without a PID namespace the parent-death signal does this; be sure in either case.
+            self._children[child_id].kill()
+            self._end(child_id, UNKNOWN_EXIT)
+        if not self._ready.done():
+            code = self._process.wait() if self._process is not None else -1
+            self._ready.set_exception(
+                ZygoteFailed(f"the zygote ended with status {code}; see its message above")
+            )
+            self._ready.exception()  # nobody may be waiting for it any more
+            return
+        self._on_lost()
+
+    async def stop(self) -> None:
+        """Kill the zygote and, with it, all children; wait for its end. Idempotent."""
+        self._on_lost = _nothing
+        self._kill()
+        self._lose()
+        if self._process is not None:
+            await self._reap(self._process)
+
+    async def reap(self) -> int:
+        """Wait for a lost zygote's process and return its status."""
+        assert self._process is not None
+        return await self._reap(self._process)
+
+    @staticmethod
+    async def _reap(process: subprocess.Popen[bytes]) -> int:
+        return await asyncio.to_thread(process.wait)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _clean_environment() -> dict[str, str]:
+    """The zygote's whole environment: nothing of the supervisor's leaks into a runner's memory."""
+    environment = {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        # Runners are many and small: one arena and one I/O thread each.
+        "MALLOC_ARENA_MAX": "1",
+        "TOKIO_WORKER_THREADS": "1",
+    }
+    if site.ENABLE_USER_SITE and site.USER_BASE:
+        environment["PYTHONUSERBASE"] = site.USER_BASE
+    return environment
