@@ -1,0 +1,51 @@
+# Verbs for people and for CI. Everything installs into .venv; nothing needs root.
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format proto guests guests-check clean soak
+
+help: ## List the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "sandboxd needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+install: $(STAMP) ## Install into .venv
+
+demo: $(STAMP) ## Start a private daemon and watch it run, answer, hang and be killed
+	@$(BIN)/python examples/demo.py
+
+test: $(STAMP) ## Run the tests (real daemon, real processes; under 5 minutes)
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## Format, lint, types, import contracts, protocol lint and stub drift
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy proto supervisor runner client tests examples
+	$(BIN)/lint-imports
+	$(BIN)/buf lint proto
+	PYTHON=$(BIN)/python .ci/proto --check
+
+format: $(STAMP) ## Format the code
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+proto: $(STAMP) ## Regenerate the protobuf stubs
+	PYTHON=$(BIN)/python .ci/proto
+
+guests: $(STAMP) ## Rebuild the example guests (fetches their compilers)
+	$(BIN)/python examples/guests/build
+
+guests-check: $(STAMP) ## Rebuild the example guests aside and compare with the committed ones
+	$(BIN)/python examples/guests/build --check
+
+clean: ## Remove what the verbs made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
