@@ -16,6 +16,7 @@ from sandboxd.runner.channel import Channel, Closed
 from sandboxd.runner.compiler import compile_module
 from sandboxd.runner.engine import Engines
 from sandboxd.runner.guest import ArtifactError, Guest
+from sandboxd.runner.isolation import kernel
 from sandboxd.runner.isolation.layers import IsolationError, LayerState
 from sandboxd.runner.isolation.lockdown import ChildPolicy, lock_down, seal_after_load
 from sandboxd.runner.outbox import Outbox
@@ -25,6 +26,8 @@ from sandboxd.wire.v1 import control_pb2, runner_pb2
 # store has set its deadline is lost, so one is not enough. The process is about to be killed.
 _BUMP_INTERVAL_S = 0.001
 _INTERRUPT_STACK_BYTES = 256 * 1024
+
+_PR_SET_NAME = 15
 
 # Exit codes, for the supervisor's log.
 EXIT_DONE = 0
@@ -69,6 +72,7 @@ def run_child(
     """
     code = EXIT_BUG
     try:
+        name_process("sbx-runner" if kind == control_pb2.CHILD_KIND_RUNNER else "sbx-compiler")
         if kind == control_pb2.CHILD_KIND_RUNNER:
             code = _run_runner(policy, fds, engines)
         else:
@@ -78,6 +82,12 @@ def run_child(
     finally:
         # No interpreter shutdown: it would run what the parent registered.
         os._exit(code)
+
+
+def name_process(name: str) -> None:
+    """Name this process for ps(1); at most 15 bytes."""
+    buffer = ctypes.create_string_buffer(name.encode())
+    kernel.prctl(_PR_SET_NAME, ctypes.addressof(buffer))
 
 
 # --- runner ---------------------------------------------------------------------------------------
@@ -104,7 +114,7 @@ def _run_runner(policy: ChildPolicy, fds: list[int], engines: Engines) -> int:
     guest: Guest | None = None
     try:
         guest = _load(engine, artifact_fd, bind, outbox)
-        seal_after_load()
+        bound.layers.extend(layer_messages(seal_after_load()))
     except (ArtifactError, IsolationError, OSError, MemoryError) as error:
         bound.error = str(error) or type(error).__name__
     channel.send(runner_pb2.RunnerReply(bound=bound).SerializeToString())

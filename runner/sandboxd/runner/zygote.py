@@ -5,8 +5,8 @@ one and only waits for it. The inner one is process 1 of the PID namespace: it p
 the engine, enters the empty root, tells the supervisor that it is ready, and forks children on
 command. When it dies, for whatever reason, the kernel kills every process of its namespace.
 
-It stays single-threaded (checked before every fork), never compiles, never does WASI input or output,
-and never sees a tenant's byte. It is the only one that can reap: it reports every exit with status
+It stays single-threaded (checked before every fork), never compiles, never does WASI input or
+output, and never sees a tenant's byte. It is the only one that can reap: it reports every exit with status
 and usage. Where the host allows no namespaces, children are tied to it by the
 parent-death signal instead.
 
@@ -111,6 +111,7 @@ class _Zygote:
         self._control = socket.socket(fileno=control_fd)
         self._own_pid = os.getpid()
         self._pids: dict[int, int] = {}
+        children.name_process("sbx-zygote")
         preload.preload()
         self._engines = engine.build_engines()
         version = engine.engine_version()

@@ -167,7 +167,7 @@ class Child:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def cpu_time_ns(self) -> int:
-        """CPU time used so far, from the kernel; 0 once the process is reaped or before its fork."""
+        """CPU time used so far, from the kernel; 0 before its fork and after it was reaped."""
         if self.pid == 0:
             return 0
         try:

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections import Counter
+from collections.abc import Iterable
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
@@ -22,7 +23,6 @@ from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
 from sandboxd.supervisor.outbox import LOG_OVERHEAD_BYTES
 from sandboxd.supervisor.pool import Pool, PoolConfig
-from sandboxd.supervisor.runner import Runner
 from sandboxd.supervisor.sdnotify import Notifier
 from sandboxd.supervisor.services.admin import AdminService, count_states, describe_runner
 from sandboxd.supervisor.services.hardening import HardenedServer
@@ -248,9 +248,12 @@ class Daemon:
                 log.info("another zygote was started")
                 return
 
-    def _note_layers(self, runner: Runner) -> None:
-        for layer in runner.layers:
-            self._layers[layer.name] = layer
+    def _note_layers(self, layers: Iterable[control_pb2.IsolationLayer]) -> None:
+        for layer in layers:
+            known = self._layers.get(layer.name)
+            # One process where a layer does not hold is enough to say that it does not.
+            if known is None or known.active:
+                self._layers[layer.name] = layer
 
     # --- status -----------------------------------------------------------------------------------
 
@@ -315,8 +318,9 @@ def _server_options(settings: Settings) -> list[tuple[str, int]]:
         # Answers are bounded by the output limit; this leaves room for what is beside it.
         ("grpc.max_send_message_length", settings.max_output + 16 * MIB),
         ("grpc.max_metadata_size", 16 * 1024),
-        # Without it, a stream-reset flood costs a core; with 100 a tenth of that (measured).
-        ("grpc.max_concurrent_streams", 1000),
+        # Per connection. Without it, a stream-reset flood costs a core (measured); a client with
+        # more calls than this waits, or opens another connection.
+        ("grpc.max_concurrent_streams", 256),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.http2.max_ping_strikes", 2),
         ("grpc.keepalive_time_ms", 60_000),

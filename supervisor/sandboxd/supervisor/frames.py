@@ -29,7 +29,7 @@ def encode(payload: bytes) -> bytes:
 class FrameReader:
     """Cuts a byte stream into frames.
 
-    `limit_bytes` is the longest payload accepted; the owner changes it as the child's state changes.
+    `limit_bytes` is the longest payload accepted; the owner changes it with the child's state.
     """
 
     __slots__ = ("_buffer", "limit_bytes")

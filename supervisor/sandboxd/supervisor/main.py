@@ -1,8 +1,9 @@
 """sandboxd: theory of operation.
 
 Processes. This one is the supervisor: one asyncio loop, grpc.aio, no guest code, ever. Before gRPC
-starts it execs the zygote (sandboxd.runner.zygote), which preloads the engine, enters namespaces and
-an empty root, and then forks runners and compilers on command. The supervisor is not their parent.
+starts it execs the zygote (sandboxd.runner.zygote), which preloads the engine, enters namespaces
+and an empty root, and then forks runners and compilers on command. The supervisor is not their
+parent.
 
 Channels. A SOCK_SEQPACKET pair to the zygote (packets with descriptors); one SOCK_STREAM pair per
 child (frames); one interrupt pipe per runner; one outbox (shared memory) per runner. Module bytes
@@ -11,8 +12,8 @@ and artifacts travel as memory files. Everything that a child sends is hostile.
 Privileges. Started as root, each child gets a user id of its own; started as an ordinary user, all
 live in one user namespace. Children drop everything before they see a tenant's byte.
 
-Clock. Only the supervisor decides that time is up (watchdog.py): it interrupts through the pipe and,
-after the grace, kills through the pidfd.
+Clock. Only the supervisor decides that time is up (watchdog.py): it interrupts through the pipe
+and, after the grace, kills through the pidfd.
 
 Who reaps. Only the zygote can. It reports each exit; the pidfd tells the supervisor that a process
 is gone even when the zygote cannot. When the zygote dies, the kernel kills its PID namespace, and
@@ -52,7 +53,7 @@ def main(**arguments: Any) -> None:
     `sandboxctl status`. As root it serves /run/sandboxd/sandboxd.sock; as an ordinary user
     a socket below XDG_RUNTIME_DIR.
 
-    Exit status: 0 stopped as asked, 1 could not start (the reason is on standard error), 2 bad usage.
+    Exit status: 0 stopped as asked; 1 could not start, the reason is on standard error; 2 bad usage.
     """
     chosen = settings.from_arguments(arguments)
     logs.configure(chosen.log_level)

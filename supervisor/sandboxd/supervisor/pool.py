@@ -19,7 +19,7 @@ import logging
 import os
 import random
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sandboxd.supervisor import faults
@@ -88,7 +88,7 @@ class Pool:
         self.started_total = 0
         self.ended_total = 0
         self.refused_total = 0
-        self.on_layers: Callable[[Runner], None] | None = None
+        self.on_layers: Callable[[Iterable[control_pb2.IsolationLayer]], None] = _ignore
         self._loop = asyncio.get_running_loop()
         self._all: set[Runner] = set()
         self._alive = 0
@@ -309,7 +309,13 @@ class Pool:
         finally:
             os.close(interrupt_read)
         runner = Runner(
-            child, outbox, interrupt_write, self._on_ready, self._on_kill, self._on_dead
+            child,
+            outbox,
+            interrupt_write,
+            self.on_layers,
+            self._on_ready,
+            self._on_kill,
+            self._on_dead,
         )
         config = self.config
         runner.retire_after_executions = max(1, round(config.max_executions * _jitter()))
@@ -321,8 +327,6 @@ class Pool:
 
     def _on_ready(self, runner: Runner) -> None:
         self._starting -= 1
-        if self.on_layers is not None:
-            self.on_layers(runner)
         self._proved("")
         self._place_spare(runner)
 
@@ -385,6 +389,10 @@ class Pool:
 
 def _jitter() -> float:
     return 1.0 - random.random() * JITTER  # noqa: S311 - spreads load, guards nothing
+
+
+def _ignore(layers: Iterable[control_pb2.IsolationLayer]) -> None:
+    """Nobody wants to know."""
 
 
 _ABSENT = object()

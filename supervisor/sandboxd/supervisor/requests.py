@@ -159,7 +159,7 @@ def _check_wasi(call: call_pb2.WasiCommand) -> None:
 
 
 def check_fits(request: sandbox_pb2.ExecuteRequest, info: ModuleInfo) -> None:
-    """Raise `faults.ExportNotFound` or `faults.ArgumentMismatch` if the module cannot be so called."""
+    """Raise `faults.ExportNotFound` or `ArgumentMismatch` if the module cannot be called so."""
     if request.HasField("typed"):
         _check_typed_fits(request.typed, info)
     elif request.HasField("bytes"):

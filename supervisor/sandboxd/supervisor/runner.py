@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -54,8 +54,9 @@ Answer = runner_pb2.Result | Death
 class Runner:
     """A runner. The pool owns it, one call at a time borrows it.
 
-    `on_ready(runner)`, `on_kill(runner, previous_state)` and `on_dead(runner)` are called once each,
-    in this order; the first one not if it never got ready.
+    `on_ready(runner)`, `on_kill(runner, previous_state)` and `on_dead(runner)` are called once
+    each, in this order; the first one not if it never got ready. `on_layers` hears of layers that it
+    reports as verified, before it is ready and after it is bound.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Runner:
         child: Child,
         outbox: Outbox,
         interrupt_fd: int,
+        on_layers: Callable[[Iterable[control_pb2.IsolationLayer]], None],
         on_ready: Callable[[Runner], None],
         on_kill: Callable[[Runner, State], None],
         on_dead: Callable[[Runner], None],
@@ -75,9 +77,9 @@ class Runner:
         self.retire_at = 0.0
         self.idle_since = 0.0
         self.bound_at = 0.0
-        self.layers: list[control_pb2.IsolationLayer] = []
         self.breach = ""
         self._interrupt_fd = interrupt_fd
+        self._on_layers = on_layers
         self._on_ready = on_ready
         self._on_kill = on_kill
         self._on_dead = on_dead
@@ -188,7 +190,7 @@ class Runner:
             case "bound":
                 self._bound(reply.bound)
             case "ready":
-                self.layers = list(reply.ready.layers)
+                self._on_layers(reply.ready.layers)
                 self._ready_seen = True
                 self._maybe_ready()
             case "failed":
@@ -208,6 +210,7 @@ class Runner:
             self._breached(f"it could not load the compiled module: {bound.error}")
             return
         self.bound_at = self._loop.time()
+        self._on_layers(bound.layers)
         if self._state is State.BINDING:
             self._advance(Event.BOUND)
 

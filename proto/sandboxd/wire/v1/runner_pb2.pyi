@@ -198,16 +198,22 @@ class Bound(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ERROR_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
     error: _builtins.str
     """Set if the artifact could not be loaded; for people."""
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[_control_pb2.IsolationLayer]:
+        """Layers that it applied and verified after loading."""
+
     def __init__(
         self,
         *,
         error: _builtins.str = ...,
+        layers: _abc.Iterable[_control_pb2.IsolationLayer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "layers", b"layers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
