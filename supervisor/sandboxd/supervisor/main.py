@@ -53,7 +53,7 @@ def main(**arguments: Any) -> None:
     `sandboxctl status`. As root it serves /run/sandboxd/sandboxd.sock; as an ordinary user
     a socket below XDG_RUNTIME_DIR.
 
-    Exit status: 0 stopped as asked; 1 could not start, the reason is on standard error; 2 bad usage.
+    Exit status: 0 stopped as asked; 1 could not start (standard error says why); 2 bad usage.
     """
     chosen = settings.from_arguments(arguments)
     logs.configure(chosen.log_level)

@@ -55,8 +55,8 @@ class Runner:
     """A runner. The pool owns it, one call at a time borrows it.
 
     `on_ready(runner)`, `on_kill(runner, previous_state)` and `on_dead(runner)` are called once
-    each, in this order; the first one not if it never got ready. `on_layers` hears of layers that it
-    reports as verified, before it is ready and after it is bound.
+    each, in this order; the first one not if it never got ready. `on_layers` hears of layers that
+    it reports as verified, before it is ready and after it is bound.
     """
 
     def __init__(
