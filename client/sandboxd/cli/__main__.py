@@ -1,0 +1,5 @@
+"""Makes `python -m sandboxd.cli` the same as `sandboxctl`."""
+
+from sandboxd.cli import main
+
+main()

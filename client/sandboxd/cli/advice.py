@@ -1,0 +1,105 @@
+"""Says in a line what went wrong and in another what to do next."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from sandboxd.client import (
+    AccessDenied,
+    DaemonUnreachable,
+    DeadlineFault,
+    Fault,
+    InternalFault,
+    InvalidModule,
+    MessageTooLarge,
+    ModuleNotFound,
+    ModuleTooComplex,
+    ModuleTooLarge,
+    StoreFull,
+    Unavailable,
+    Unsupported,
+)
+from sandboxd.client.target import resolve_target, socket_path
+from sandboxd.client.text import printable
+
+if TYPE_CHECKING:
+    from sandboxd.cli.settings import Settings
+
+_NEXT: tuple[tuple[type[Fault], str], ...] = (
+    (ModuleNotFound, "Push it first: sandboxctl module push FILE"),
+    (ModuleTooComplex, "Split it up, or raise the compiler's limits in the daemon's configuration"),
+    (ModuleTooLarge, "Strip it (wasm-opt -Oz, wasm-strip), or raise the daemon's limit"),
+    (StoreFull, "Make room: sandboxctl module ls, then sandboxctl module rm DIGEST"),
+    (MessageTooLarge, "Push the module (sandboxctl module push FILE) and send less input"),
+    (AccessDenied, "Present a certificate that the daemon trusts: --tls-cert and --tls-key"),
+    (DeadlineFault, "Give it longer with --timeout, or look at it: sandboxctl status"),
+    (Unsupported, "Client and daemon differ in age? Compare: sandboxctl version"),
+    (InternalFault, "This is a bug in sandboxd; its log says more: journalctl -u sandboxd"),
+)
+
+
+def explain(fault: Fault, settings: Settings) -> tuple[str, str]:
+    """Return what went wrong and what to do next; the second may be empty."""
+    if isinstance(fault, DaemonUnreachable):
+        return _unreachable(fault, settings)
+    problem = fault.message
+    if isinstance(fault, InvalidModule) and fault.offset_bytes is not None:
+        problem += f" (at byte {fault.offset_bytes} of the module)"
+    if fault.field_violations:
+        fields = "; ".join(f"{v.field}: {v.description}" for v in fault.field_violations)
+        problem += f" ({fields})"
+    if fault.reason:
+        problem += f" [{fault.reason}]"
+    return printable(problem), _next_step(fault)
+
+
+def _next_step(fault: Fault) -> str:
+    if fault.retry_after is not None:
+        return f"Try again in {max(fault.retry_after, 0.1):.1f} s; the load: sandboxctl status"
+    if isinstance(fault, Unavailable):
+        return "Try again; if it stays so, look at the daemon: sandboxctl status"
+    return next((step for kind, step in _NEXT if isinstance(fault, kind)), "")
+
+
+def _unreachable(fault: Fault, settings: Settings) -> tuple[str, str]:
+    target = resolve_target(settings.address)
+    elsewhere = "name another address with --address or SANDBOXD_ADDRESS"
+    path = socket_path(target)
+    if path is None:
+        return (
+            f"no sandboxd answers at {printable(target)}: {printable(fault.message)}",
+            f"Check that it listens there and that TLS is right (--tls-ca), or {elsewhere}",
+        )
+    match _connect_errno(path):
+        case errno.EACCES | errno.EPERM:
+            return (
+                f"permission denied on the socket {printable(path)}",
+                f"Join its group: sudo usermod -aG {_group(path)} $USER, then log in again",
+            )
+        case errno.ENOENT | errno.ECONNREFUSED | errno.ENOTSOCK | errno.ENOTDIR:
+            return (
+                f"sandboxd is not running: nobody listens on {printable(path)}",
+                f"Start it: sudo systemctl start sandboxd; or {elsewhere}",
+            )
+    return (
+        f"the connection to {printable(path)} broke: {printable(fault.message)}",
+        "Try again; if it stays so, the daemon's log says more: journalctl -u sandboxd",
+    )
+
+
+def _connect_errno(path: str) -> int:
+    """Ask the kernel why: gRPC only gives a text."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        return probe.connect_ex(path)
+
+
+def _group(path: str) -> str:
+    """Name the group that may connect; the packaged one if it cannot be seen."""
+    try:
+        return grp.getgrgid(os.stat(path).st_gid).gr_name
+    except (OSError, KeyError):
+        return "sandboxd"

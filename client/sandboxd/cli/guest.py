@@ -1,0 +1,104 @@
+"""What `run` and `call` share: limits, one execution, and how it ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeAlias, TypeVar
+
+import click
+
+from sandboxd.cli.settings import DURATION, SIZE, UINT64_MAX, Settings
+
+if TYPE_CHECKING:
+    from sandboxd.client import Call, Client, Execution, Limits
+    from sandboxd.client.operations import ModuleLike
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+# Turns the module that was found into what is to be executed.
+Prepare: TypeAlias = Callable[["Client", "Path | str"], "tuple[ModuleLike, Call]"]
+
+# More than any daemon takes; it keeps an endless pipe from filling this machine's memory.
+_INPUT_BYTES_MAX = 64 << 20
+
+
+def limit_options(command: _F) -> _F:
+    """Add the options of one execution; `execute` takes them."""
+    for option in (
+        click.option("--receipt", is_flag=True, help="Tell on stderr what the call used."),
+        click.option("--fresh", is_flag=True, help="Use a process that serves this call only."),
+        click.option("--output-limit", type=SIZE, help="Output in all, for example 1MiB."),
+        click.option("--fuel", type=click.IntRange(0, UINT64_MAX), help="About 1 per instruction."),
+        click.option("--memory", type=SIZE, help="Linear memory, for example 64MiB."),
+        click.option("--cpu", type=DURATION, help="CPU time, for example 500ms."),
+        click.option("--wall", type=DURATION, help="Wall-clock time, for example 5s."),
+    ):
+        command = option(command)
+    return command
+
+
+def execute(
+    settings: Settings, module: str, options: dict[str, Any], prepare: Prepare
+) -> Execution:
+    """Find the module, prepare the call and run it."""
+    from sandboxd.cli.connect import connect, find_module
+
+    with connect(settings) as client:
+        what, call = prepare(client, find_module(client, module, settings.timeout))
+        return client.execute(
+            what,
+            call,
+            limits=_limits(options),
+            fresh=options["fresh"],
+            timeout=settings.timeout,
+        )
+
+
+def _limits(options: dict[str, Any]) -> Limits:
+    from sandboxd.client import Limits
+
+    wall, cpu = options["wall"], options["cpu"]
+    return Limits(
+        wall_time_ms=None if wall is None else round(wall * 1000),
+        cpu_time_ms=None if cpu is None else round(cpu * 1000),
+        memory_bytes=options["memory"],
+        output_bytes=options["output_limit"],
+        fuel=options["fuel"],
+    )
+
+
+def finish(settings: Settings, execution: Execution, *, receipt: bool, logs: bool) -> NoReturn:
+    """Say what came of it and exit with the code for it."""
+    from sandboxd.cli import documents, verdict
+
+    code = verdict.exit_code(execution.outcome)
+    if settings.json:
+        documents.write(documents.execution(execution, code))
+    else:
+        if logs:
+            verdict.say_logs(execution)
+        verdict.say(execution.outcome)
+    if receipt:
+        verdict.say_receipt(execution)
+    raise click.exceptions.Exit(code)
+
+
+def write_bytes(stream: TextIO, data: bytes) -> None:
+    """Write a guest's bytes as they are."""
+    stream.flush()
+    stream.buffer.write(data)
+    stream.buffer.flush()
+
+
+def read_input(source: str) -> bytes:
+    """Read a file, or standard input for `-`. Raises click.UsageError if it is far too long."""
+    if source == "-":
+        data = sys.stdin.buffer.read(_INPUT_BYTES_MAX + 1)
+    else:
+        with Path(source).open("rb") as file:
+            data = file.read(_INPUT_BYTES_MAX + 1)
+    if len(data) > _INPUT_BYTES_MAX:
+        raise click.UsageError(f"the input is longer than {_INPUT_BYTES_MAX >> 20} MiB")
+    return data

@@ -1,0 +1,110 @@
+"""What the daemon says about itself. Times in nanoseconds, sizes in bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+class RunnerState(StrEnum):
+    """A state in a runner's life."""
+
+    STARTING = "STARTING"
+    SPARE = "SPARE"
+    BINDING = "BINDING"
+    IDLE = "IDLE"
+    BUSY = "BUSY"
+    STOPPING = "STOPPING"
+    DYING = "DYING"
+    UNKNOWN = "UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """One runner process."""
+
+    pid: int
+    state: RunnerState
+    tenant: str
+    """Empty if it is bound to none."""
+    module_digest: str
+    """Empty if it is bound to none."""
+    age_ns: int
+    executions: int
+    rss_bytes: int
+    cpu_time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """Runners, counted by state."""
+
+    starting: int
+    spare: int
+    bound: int
+    busy: int
+    dying: int
+    capacity: int
+    started_total: int
+    ended_total: int
+    zygote_starts_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """The queue for runners."""
+
+    depth: int
+    capacity: int
+    refused_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeCount:
+    """One kind of answer since the daemon started."""
+
+    name: str
+    count: int
+    fault: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyQuantiles:
+    """Latency of Execute since the daemon started."""
+
+    count: int
+    p50_ns: int
+    p90_ns: int
+    p99_ns: int
+    max_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer of isolation."""
+
+    name: str
+    active: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A snapshot of the daemon."""
+
+    version: str
+    engine_version: str
+    pid: int
+    zygote_pid: int
+    """0 while there is none."""
+    start_time: datetime | None
+    uptime_ns: int
+    pool: PoolStatus
+    queue: QueueStatus
+    latency: LatencyQuantiles
+    outcomes: tuple[OutcomeCount, ...]
+    runners: tuple[Runner, ...]
+    layers: tuple[Layer, ...]
+    modules: int
+    compiling: int

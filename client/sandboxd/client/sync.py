@@ -1,0 +1,306 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+
+from sandboxd.client.calls import BytesCall, Call, Convention, Limits, TypedCall, WasiCommand
+from sandboxd.client.errors import Fault
+from sandboxd.client.execution import Execution
+from sandboxd.client.faults import fault_of
+from sandboxd.client.modules import Module, PushResult
+from sandboxd.client.operations import (
+    DEADLINE_SLACK_S,
+    Load,
+    ModuleLike,
+    Operation,
+    Operations,
+    Pause,
+    Progress,
+    Step,
+    Unary,
+    Upload,
+)
+from sandboxd.client.status import Status
+from sandboxd.client.target import CHANNEL_OPTIONS, Tls, resolve_target
+from sandboxd.client.upload import messages
+from sandboxd.client.values import Number, Value
+from sandboxd.v1.admin_pb2_grpc import AdminServiceStub
+from sandboxd.v1.module_pb2 import PushRequest
+from sandboxd.v1.module_pb2_grpc import ModuleServiceStub
+from sandboxd.v1.sandbox_pb2_grpc import SandboxServiceStub
+
+_T = TypeVar("_T")
+
+
+class Client:
+    """A connection to one daemon; threads may share it.
+
+    Every method raises a `Fault` when the request or the daemon is at fault. What a guest did is
+    an outcome in the `Execution`; it raises only from `Execution.check()`.
+
+    Ctrl-C (KeyboardInterrupt) in a method cancels its RPC: the daemon stops the guest.
+
+    Args:
+        address: `unix:///path`, `unix:path`, `/path`, `host:port` or `dns:///host:port`; None
+            means SANDBOXD_ADDRESS, else `unix:///run/sandboxd/sandboxd.sock`.
+        tls: for a TCP target; without it the connection is neither encrypted nor authenticated.
+        timeout: seconds for get, list, delete and status where the call names none.
+        retries: how often to try again after a fault that names a time to come back
+            (`retry_after`), waiting that long. Off by default. A call is repeated only after
+            faults that refused it before any guest ran (QUEUE_FULL, OVERLOADED, SHUTTING_DOWN),
+            so that it runs at most once.
+        deadline_slack: seconds that the transport waits for an answer beyond a call's limit, so
+            that the daemon's own answer, with output and backtrace, arrives first.
+    """
+
+    def __init__(
+        self,
+        address: str | os.PathLike[str] | None = None,
+        *,
+        tls: Tls | None = None,
+        timeout: float | None = 30.0,
+        retries: int = 0,
+        deadline_slack: float = DEADLINE_SLACK_S,
+    ) -> None:
+        self.target = resolve_target(address)
+        """The gRPC target that `address` stood for."""
+        self._operations = Operations(timeout_s=timeout, slack_s=deadline_slack, retries=retries)
+        if tls is None:
+            self._channel = grpc.insecure_channel(self.target, options=CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(
+                self.target, tls.credentials(), options=(*CHANNEL_OPTIONS, *tls.options())
+            )
+        modules = ModuleServiceStub(self._channel)
+        self._push = modules.Push
+        self._methods: dict[str, grpc.UnaryUnaryMultiCallable[Any, Any]] = {
+            "Execute": SandboxServiceStub(self._channel).Execute,
+            "Get": modules.Get,
+            "List": modules.List,
+            "Delete": modules.Delete,
+            "GetStatus": AdminServiceStub(self._channel).GetStatus,
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls in other threads are cancelled."""
+        self._channel.close()
+
+    # --- running -------------------------------------------------------------------------------
+
+    def execute(
+        self,
+        module: ModuleLike,
+        call: Call,
+        *,
+        limits: Limits | None = None,
+        fresh: bool = False,
+        timeout: float | None = None,
+    ) -> Execution:
+        """Run one call in a fresh instance and tell what came of it.
+
+        Args:
+            module: a digest (`"sha256:…"`), the result of `push` or `get`, or the WebAssembly
+                binary as bytes or as the path of a file. Up to 3 MiB it travels with the call
+                and is not stored; a larger one is pushed if the daemon does not have it.
+            call: a `TypedCall`, `BytesCall` or `WasiCommand`.
+            limits: None, or a limit that is None, takes the daemon's default.
+            fresh: run in a process that serves this call only.
+            timeout: seconds for everything, repeats included. It reaches the daemon as the
+                call's wall-clock limit, so that running out of it is the outcome
+                `DeadlineExceeded`; only a daemon that does not answer is a `DeadlineFault`.
+        """
+        return self._do(self._operations.execute(module, call, limits, fresh, timeout))
+
+    def call(
+        self,
+        module: ModuleLike,
+        export: str,
+        *args: Number | Value,
+        limits: Limits | None = None,
+        fresh: bool = False,
+        timeout: float | None = None,
+    ) -> Execution:
+        """Call an export with numbers; see `TypedCall` for when a bare number is enough."""
+        return self.execute(
+            module, TypedCall(export, args), limits=limits, fresh=fresh, timeout=timeout
+        )
+
+    def call_bytes(
+        self,
+        module: ModuleLike,
+        export: str,
+        data: bytes,
+        *,
+        convention: Convention = Convention.PACKED,
+        result_length: int | None = None,
+        limits: Limits | None = None,
+        fresh: bool = False,
+        timeout: float | None = None,
+    ) -> Execution:
+        """Call an export with bytes; see `BytesCall`."""
+        call = BytesCall(export, data, convention, result_length)
+        return self.execute(module, call, limits=limits, fresh=fresh, timeout=timeout)
+
+    def run(
+        self,
+        module: ModuleLike,
+        args: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        *,
+        limits: Limits | None = None,
+        fresh: bool = False,
+        timeout: float | None = None,
+    ) -> Execution:
+        """Run a WASI command; `args` is all of argv, see `WasiCommand`."""
+        call = WasiCommand(args, env or {}, stdin)
+        return self.execute(module, call, limits=limits, fresh=fresh, timeout=timeout)
+
+    # --- modules and status --------------------------------------------------------------------
+
+    def push(
+        self,
+        source: Path | bytes | Iterable[bytes],
+        *,
+        digest: str | None = None,
+        timeout: float | None = None,
+        progress: Progress | None = None,
+    ) -> PushResult:
+        """Store a module; when this returns, it is on disk. Pushing it again changes nothing.
+
+        Args:
+            source: a file, the bytes, or an iterator over pieces of them. What the iterator
+                raises comes out of this method, and nothing is stored.
+            digest: what the bytes must hash to; needed only for an iterator.
+            timeout: seconds, compiling included; None waits for as long as the daemon compiles.
+            progress: is called, from another thread, with the number of bytes sent so far.
+        """
+        operation = self._operations.push(source, digest=digest, timeout=timeout, progress=progress)
+        return self._do(operation)
+
+    def get(self, digest: str | Module, *, timeout: float | None = None) -> Module:
+        """Describe one stored module, imports and exports included."""
+        return self._do(self._operations.get(digest, timeout))
+
+    def list(
+        self, prefix: str = "", *, page_size: int = 0, timeout: float | None = None
+    ) -> Iterator[Module]:
+        """Iterate over the stored modules, ordered by digest; pages are fetched as needed.
+
+        Args:
+            prefix: only digests that begin so: `sha256:` and hex digits, or hex digits alone.
+            page_size: modules per request; 0 means the daemon's default.
+            timeout: seconds per page.
+        """
+        token = ""
+        while True:
+            page, token = self._do(self._operations.list_page(prefix, page_size, token, timeout))
+            yield from page
+            if not token:
+                return
+
+    def delete(self, digest: str | Module, *, timeout: float | None = None) -> None:
+        """Remove one stored module; calls that have started are not affected."""
+        self._do(self._operations.delete(digest, timeout))
+
+    def status(self, *, timeout: float | None = None) -> Status:
+        """Take a snapshot of the daemon."""
+        return self._do(self._operations.status(timeout))
+
+    # --- performing steps ----------------------------------------------------------------------
+
+    def _do(self, operation: Operation[_T]) -> _T:
+        try:
+            step = next(operation)
+            while True:
+                try:
+                    result = self._perform(step)
+                except Fault as fault:
+                    step = operation.throw(fault)
+                else:
+                    step = operation.send(result)
+        except StopIteration as end:
+            value: _T = end.value
+            return value
+        finally:
+            operation.close()
+
+    def _perform(self, step: Step) -> Any:
+        match step:
+            case Unary():
+                try:
+                    return self._methods[step.method](step.request, timeout=step.timeout_s)
+                except grpc.RpcError as error:
+                    raise fault_of(error) from None
+            case Upload():
+                return self._upload(step)
+            case Load():
+                return step.path.read_bytes()
+            case Pause():
+                return time.sleep(step.seconds)
+
+    def _upload(self, upload: Upload) -> Any:
+        pieces = _Pieces(upload)
+        call = self._push.future(pieces, timeout=upload.timeout_s)
+        pieces.abort_with(call.cancel)
+        try:
+            return call.result()
+        except (grpc.RpcError, grpc.FutureCancelledError) as error:
+            if pieces.error is not None:
+                raise pieces.error from None
+            if isinstance(error, grpc.FutureCancelledError):
+                raise
+            raise fault_of(error) from None
+        except BaseException:
+            call.cancel()
+            raise
+
+
+class _Pieces(Iterator[PushRequest]):
+    """The messages of a push, which gRPC takes in a thread of its own.
+
+    When the source raises, this cancels the call *before* it ends the stream: a stream that just
+    ended would be a complete module to the daemon, and a raise here would be logged by gRPC.
+    """
+
+    def __init__(self, upload: Upload) -> None:
+        self.error: Exception | None = None
+        self._messages = messages(upload)
+        self._abort: Any = None
+        self._started = threading.Event()
+
+    def abort_with(self, cancel: Any) -> None:
+        """Tell how to cancel the call, which exists only after gRPC was given this iterator."""
+        self._abort = cancel
+        self._started.set()
+
+    def __next__(self) -> PushRequest:
+        try:
+            return next(self._messages)
+        except StopIteration:
+            raise
+        except Exception as error:  # noqa: BLE001 - handed to the caller of push
+            self.error = error
+            self._started.wait()
+            self._abort()
+            raise StopIteration from None
