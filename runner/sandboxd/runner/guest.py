@@ -1,0 +1,210 @@
+"""A module bound to this process, and its calls.
+
+Every call gets a fresh store and instance; nothing of one is left for the next but the compiled
+module and what linking found out. Nothing here imports, opens or compiles once the module is
+loaded, so that it works in a locked-down process.
+
+An epoch that is reached ends the guest wherever it is, and a trap ends the call: no step follows
+it. The thread that interrupts bumps the epoch until the process is gone, because a bump before the
+store's deadline was set would be lost.
+"""
+
+import ctypes
+import re
+import time
+from typing import Any
+
+import wasmtime
+from wasmtime import _ffi as ffi
+
+from sandboxd.runner.abi_bytes import bytes_call
+from sandboxd.runner.abi_typed import typed_call
+from sandboxd.runner.abi_wasi import attach_wasi, check_wasi, wasi_command
+from sandboxd.runner.call import Call
+from sandboxd.runner.instance import Instance
+from sandboxd.runner.linking import Linked, link
+from sandboxd.runner.outbox import Outbox
+from sandboxd.runner.outcomes import (
+    Failure,
+    Stop,
+    error_text,
+    instantiation_failure,
+    rejected,
+    set_outcome,
+)
+from sandboxd.runner.signatures import Exports
+from sandboxd.v1 import call_pb2
+from sandboxd.wire.v1 import runner_pb2
+
+# Tables that one guest may have; toolchains make one, or two with reference types.
+MAX_TABLES = 16
+
+_INT64_MAX = (1 << 63) - 1
+_TABLE_COUNT = re.compile(r"table count too high at (\d+)")
+_BytePointer = ctypes.POINTER(ctypes.c_uint8)
+
+Artifact = bytes | bytearray | memoryview | tuple[int, int]
+
+
+class ArtifactError(Exception):
+    """An artifact could not be loaded: not made by this engine and configuration, or damaged."""
+
+
+class Guest:
+    """A loaded module that serves calls, one at a time."""
+
+    def __init__(self, engine: wasmtime.Engine, artifact: Artifact, fuel: bool, outbox: Outbox):
+        """Load and link an artifact; raises ArtifactError.
+
+        artifact: the bytes, or (address, size) of them; needed only during this
+            call. They are native code: load only what the supervisor has verified.
+        fuel: True if engine and artifact are for fuel metering.
+
+        A module that cannot be linked is loaded all the same, and says so at every call.
+        """
+        self._engine = engine
+        self._fuel = fuel
+        self._outbox = outbox
+        self._module = _load(engine, artifact)
+        self._exports = Exports(self._module)
+        self._linked: Linked | None = None
+        self._link_error: Stop | None = None
+        try:
+            self._linked = link(engine, self._module)
+        except Stop as stop:
+            self._link_error = stop
+        # How many tables the module has is learned from the first refusal.
+        self._tables = 1
+        self._used: wasmtime.Store | None = None
+        self._spare: wasmtime.Store | None = None
+        self._instance: Instance | None = None
+
+    def execute(self, job: runner_pb2.Execute) -> runner_pb2.Result:
+        """Run one call in a fresh instance; its output is in the outbox.
+
+        Whatever the guest does is a Result. Raises ValueError if the job has fuel and the engine
+        does not meter it, or the other way round. Any exception is a bug of the daemon, after
+        which the process must end.
+        """
+        if job.HasField("fuel") != self._fuel:
+            raise ValueError(
+                "fuel is for runners that were bound with fuel metering, and only those"
+            )
+        started_ns = time.perf_counter_ns()
+        self.prepare()
+        self._outbox.reset()
+        result = runner_pb2.Result()
+        with Call(job, self._outbox, self._engine) as call:
+            try:
+                self._run(job, call, result)
+            except Stop as stop:
+                set_outcome(result, stop.outcome)
+            except MemoryError:
+                result.limit_exceeded.kind = call_pb2.LIMIT_KIND_MEMORY
+                result.limit_exceeded.message = "no memory left for the call"
+        self._report_usage(job, result)
+        result.run_time_ns = time.perf_counter_ns() - started_ns
+        return result
+
+    def prepare(self) -> None:
+        """Do what the next call need not wait for: drop the last store, make the next.
+
+        Called after an answer was sent; may be left out.
+        """
+        self._instance = None
+        if self._used is not None:
+            self._used.close()
+            self._used = None
+        if self._spare is None:
+            self._spare = wasmtime.Store(self._engine)
+
+    def _run(self, job: runner_pb2.Execute, call: Call, result: runner_pb2.Result) -> None:
+        """Make the call and put into the result what it returns; raises Stop if it does not."""
+
+        def start() -> Instance:
+            return self._start(job, call)
+
+        match job.WhichOneof("call"):
+            case "typed":
+                values = typed_call(self._exports, job.typed, start)
+                result.completed.SetInParent()
+                result.completed.results.extend(values)
+            case "bytes":
+                output = bytes_call(self._exports, job.bytes, start, call)
+                result.completed.SetInParent()
+                result.completed.output = output
+            case "wasi":
+                check_wasi(job.wasi)
+                code = wasi_command(self._exports, start)
+                result.exited.SetInParent()
+                result.exited.code = code
+            case _:
+                raise rejected("call", "no call is set")
+
+    def _start(self, job: runner_pb2.Execute, call: Call) -> Instance:
+        """Make the call's instance, which runs the start function; raises Stop."""
+        if self._linked is None:
+            assert self._link_error is not None
+            raise Stop(self._link_error.outcome)
+        while True:
+            instance = Instance(self._fresh_store(job, call), call)
+            failure = instance.instantiate(self._linked)
+            if failure is None:
+                self._instance = instance
+                return instance
+            if not self._learned_tables(failure):
+                raise Stop(instantiation_failure(failure))
+
+    def _fresh_store(self, job: runner_pb2.Execute, call: Call) -> wasmtime.Store:
+        self.prepare()
+        store, self._spare = self._spare, None
+        assert store is not None
+        self._used = store
+        context = store._context()
+        # The engine limits each table by itself. To keep the sum under the limit, several
+        # tables get an equal share each.
+        store.set_limits(
+            memory_size=min(job.memory_bytes, _INT64_MAX),
+            table_elements=min(job.table_elements, _INT64_MAX) // self._tables,
+            instances=1,
+            tables=self._tables,
+            memories=1,
+        )
+        ffi.wasmtime_context_set_data(context, call.key)
+        if self._fuel:
+            store.set_fuel(job.fuel)
+        if self._linked is not None and self._linked.uses_wasi:
+            attach_wasi(store, call, job.wasi)
+        store.set_epoch_deadline(1)
+        return store
+
+    def _learned_tables(self, failure: Failure) -> bool:
+        found = _TABLE_COUNT.search(failure.message)
+        if found is None or self._tables > 1 or int(found[1]) > MAX_TABLES:
+            return False
+        self._tables = int(found[1])
+        return True
+
+    def _report_usage(self, job: runner_pb2.Execute, result: runner_pb2.Result) -> None:
+        if self._instance is not None and self._exports.memory_name is not None:
+            memory = self._instance.memory(self._exports.memory_name)
+            result.linear_memory_bytes = memory.size_bytes
+        if self._fuel and self._used is not None:
+            result.fuel_consumed = job.fuel - self._used.get_fuel()
+
+
+def _load(engine: wasmtime.Engine, artifact: Artifact) -> wasmtime.Module:
+    address: Any
+    if isinstance(artifact, tuple):
+        address, size = ctypes.cast(artifact[0], _BytePointer), artifact[1]
+    else:
+        data = bytes(artifact)
+        address, size = ctypes.cast(ctypes.c_char_p(data), _BytePointer), len(data)
+    module = ctypes.POINTER(ffi.wasmtime_module_t)()
+    error = ffi.wasmtime_module_deserialize(engine.ptr(), address, size, ctypes.byref(module))
+    if error:
+        try:
+            raise ArtifactError(error_text(error, 1024))
+        finally:
+            ffi.wasmtime_error_delete(error)
+    return wasmtime.Module._from_ptr(module)

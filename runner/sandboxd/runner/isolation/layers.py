@@ -1,0 +1,117 @@
+"""Names of the isolation layers, what they report, and how they fail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+DESCRIPTORS: Final = "descriptors"
+SESSION: Final = "session"
+NAMESPACES: Final = "namespaces"
+EMPTY_ROOT: Final = "empty-root"
+RLIMITS: Final = "rlimits"
+CAPABILITIES: Final = "capabilities"
+UID: Final = "uid"
+NO_NEW_PRIVS: Final = "no-new-privs"
+NON_DUMPABLE: Final = "non-dumpable"
+LANDLOCK: Final = "landlock"
+LIBFFI_PAGE: Final = "libffi-page"
+PARENT_DEATH: Final = "parent-death"
+SECCOMP: Final = "seccomp"
+MDWE: Final = "mdwe"
+SECCOMP_SEALED: Final = "seccomp-sealed"
+#: Not a layer, but what they all rest on; only ever the name in an IsolationError.
+SINGLE_THREAD: Final = "single-thread"
+
+#: Layers that a child applies itself and that must hold unless the operator says otherwise.
+REQUIRED_DEFAULT: Final = frozenset(
+    {
+        DESCRIPTORS,
+        SESSION,
+        RLIMITS,
+        CAPABILITIES,
+        UID,
+        NO_NEW_PRIVS,
+        NON_DUMPABLE,
+        LANDLOCK,
+        LIBFFI_PAGE,
+        PARENT_DEATH,
+        SECCOMP,
+    }
+)
+
+#: Layers that must hold after a runner has loaded its module. MDWE needs Linux 6.3, and the
+#: second filter alone refuses everything that MDWE refuses.
+SEAL_REQUIRED_DEFAULT: Final = frozenset({SECCOMP_SEALED})
+
+#: What an operator can do about a layer that does not hold.
+REMEDIES: Final = {
+    DESCRIPTORS: "pass only open descriptors in keep_fds; close_range(2) needs Linux 5.9",
+    SESSION: "fork the child; a process group leader cannot start a session",
+    NAMESPACES: (
+        "start as root with CAP_SYS_ADMIN, or allow unprivileged user namespaces "
+        "(user.max_user_namespaces above 0, kernel.apparmor_restrict_unprivileged_userns=0, "
+        "no RestrictNamespaces= in the unit)"
+    ),
+    EMPTY_ROOT: "allow mount, pivot_root and chroot in the new mount namespace",
+    RLIMITS: "raise the hard limits that the daemon was started with",
+    CAPABILITIES: "start as root with CAP_SETPCAP, or as an ordinary user without capabilities",
+    UID: (
+        "as root, give the child a user id of its own and keep CAP_SETUID and CAP_SETGID; "
+        "as an ordinary user, give none"
+    ),
+    NO_NEW_PRIVS: "needs Linux 3.5",
+    NON_DUMPABLE: "needs prctl(PR_SET_DUMPABLE)",
+    LANDLOCK: "needs Linux 5.13 with CONFIG_SECURITY_LANDLOCK and landlock in the lsm= list",
+    LIBFFI_PAGE: (
+        "call find_writable_code() in the parent, after the last ctypes callback was made and "
+        "while /proc is mounted"
+    ),
+    PARENT_DEATH: "fork the child from the process whose id the policy names, and keep that alive",
+    SECCOMP: "needs Linux 4.14 with CONFIG_SECCOMP_FILTER, on x86-64 or aarch64",
+    MDWE: "needs Linux 6.3",
+    SECCOMP_SEALED: "needs Linux 4.14 with CONFIG_SECCOMP_FILTER, after lock_down()",
+    SINGLE_THREAD: "lock the child down right after the fork, before it starts a thread",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerState:
+    """What became of one layer in this process.
+
+    ``name`` is one of this module's constants. ``active`` is true only if the layer was applied
+    and its verification passed. ``detail`` says what was verified, or why it is not active.
+    """
+
+    name: str
+    active: bool
+    detail: str
+
+
+class IsolationError(Exception):
+    """A required layer does not hold: the process must not go on.
+
+    ``layer`` is one of this module's constants, ``cause`` what was found, ``remedy`` what an
+    operator can do about it.
+    """
+
+    def __init__(self, layer: str, cause: str, remedy: str | None = None) -> None:
+        self.layer = layer
+        self.cause = cause
+        self.remedy = REMEDIES[layer] if remedy is None else remedy
+        super().__init__(f"isolation layer {layer}: {cause}; remedy: {self.remedy}")
+
+    def __reduce__(self) -> tuple[type[IsolationError], tuple[str, str, str]]:
+        return type(self), (self.layer, self.cause, self.remedy)
+
+
+class NotInForceError(Exception):
+    """A layer was applied without complaint, but its verification shows that it does not hold."""
+
+
+def refused(layer: str, error: Exception, required: bool) -> LayerState:
+    """Turn a failed layer into its inactive state; raise IsolationError if it is required."""
+    cause = str(error) or type(error).__name__
+    if required:
+        raise IsolationError(layer, cause) from error
+    return LayerState(layer, active=False, detail=cause)

@@ -1,0 +1,38 @@
+"""What one child may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sandboxd.runner.isolation.layers import REQUIRED_DEFAULT
+
+Profile = Literal["runner", "compiler"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChildPolicy:
+    """The lock-down of one child.
+
+    profile: which system calls it may make.
+    keep_fds: descriptors that stay open; every other one is closed. Standard streams that are
+        not kept become empty, unwritable memory files, so that no later descriptor takes the
+        number of one.
+    uid: user and group id to take; 0 keeps the present one, which is refused for root.
+    data_bytes: RLIMIT_DATA. cpu_seconds: RLIMIT_CPU. file_size_bytes: RLIMIT_FSIZE.
+    processes: RLIMIT_NPROC, processes and threads of the user id in its user namespace.
+    parent_pid: process id of the parent as the child sees it; 1 under a zygote that is PID 1.
+    required: names of the layers that must hold, see layers.REQUIRED_DEFAULT.
+    writable_code: answer of libffi.find_writable_code(); empty takes the remembered answer.
+    """
+
+    profile: Profile
+    keep_fds: frozenset[int]
+    uid: int
+    data_bytes: int
+    cpu_seconds: int
+    file_size_bytes: int
+    processes: int
+    parent_pid: int
+    required: frozenset[str] = REQUIRED_DEFAULT
+    writable_code: tuple[tuple[int, int], ...] = ()

@@ -1,0 +1,243 @@
+"""The system calls of a locked-down child, as data: one row per call, with its reason.
+
+A call without a row ends the process with SIGSYS. That includes every call that makes a socket,
+a process, a namespace or a mount, and every one that reaches another process.
+
+Numbers are those of arch/x86/entry/syscalls/syscall_64.tbl and of the generic table in
+include/uapi/asm-generic/unistd.h that aarch64 uses; None where an architecture lacks the call.
+The set was found by running the engine under KILL_PROCESS and leaving calls out one by one.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import Final
+
+from sandboxd.runner.isolation import kernel
+from sandboxd.runner.isolation.policy import Profile
+from sandboxd.runner.isolation.seccomp import (
+    ALLOW,
+    ALWAYS,
+    KILL_PROCESS,
+    OWN_PID,
+    Clause,
+    Match,
+    Rule,
+    errno_action,
+)
+
+#: prctl options that no kernel knows. The filters answer them with an errno that prctl never
+#: gives: whoever sees it knows that the filter is in force.
+CANARY_LOCKED: Final = 0x5D_0001
+CANARY_SEALED: Final = 0x5D_0002
+CANARY_ERRNO: Final = errno.ENOMEDIUM
+
+_PR_SET_VMA: Final = 0x53564D41
+_ALL: Final[tuple[Profile, ...]] = ("runner", "compiler")
+_RUNNER: Final[tuple[Profile, ...]] = ("runner",)
+_COMPILER: Final[tuple[Profile, ...]] = ("compiler",)
+_64_BITS: Final = 0xFFFFFFFFFFFFFFFF
+
+
+def _only(*matches: Match, otherwise: int = KILL_PROCESS) -> Rule:
+    return Rule((Clause(matches, ALLOW),), otherwise)
+
+
+def _fails(number: int) -> Rule:
+    return Rule(default=errno_action(number))
+
+
+def _none_but(bits: int, *, argument: int, values: tuple[int, ...] = (0,)) -> Match:
+    """A match on every bit of a wide argument outside the given ones."""
+    return Match(argument, values, _64_BITS & ~bits, wide=True)
+
+
+# -- argument rules ------------------------------------------------------------------------------
+
+# MAP_SHARED, MAP_GROWSDOWN and MAP_HUGETLB pages escape RLIMIT_DATA. Left free: MAP_FIXED,
+# MAP_ANONYMOUS, MAP_NORESERVE, MAP_STACK, MAP_FIXED_NOREPLACE; required: MAP_PRIVATE.
+_PRIVATE: Final = _none_but(0x10 | 0x20 | 0x4000 | 0x20000 | 0x100000, argument=3, values=(0x02,))
+_MMAP: Final = Rule(
+    (
+        # No PROT_EXEC: code is mapped writable and then made executable, never both.
+        Clause((Match(2, (0, 1, 3), wide=True), _PRIVATE), ALLOW),
+        # MAP_DROPPABLE, with which glibc 2.41 asks for getrandom's vDSO state: answered as a
+        # kernel before 6.11 does, and glibc goes on without.
+        Clause((Match(3, (0x08,), 0x0F),), errno_action(errno.EINVAL)),
+    )
+)
+# None, R, RW, RX, and RX with PROT_BTI of aarch64 (EINVAL elsewhere).
+_MPROTECT: Final = _only(Match(2, (0, 1, 3, 5, 0x15), wide=True))
+_MREMAP: Final = _only(Match(3, (0, 1), wide=True))  # MREMAP_MAYMOVE
+# MADV_DONTNEED, MADV_FREE; advice may be refused without harm.
+_MADVISE: Final = _only(Match(2, (4, 8)), otherwise=errno_action(errno.EINVAL))
+# WAIT, WAKE, WAIT_BITSET, WAKE_BITSET with or without FUTEX_PRIVATE_FLAG and
+# FUTEX_CLOCK_REALTIME. The others, the priority-inheriting above all, have a history of holes.
+_FUTEX: Final = _only(Match(1, (0, 1, 9, 10), 0xFFFFFFFF & ~0x180))
+# CLONE_VM, FS, FILES, SIGHAND and THREAD required; SYSVSEM, SETTLS, PARENT_SETTID,
+# CHILD_CLEARTID, DETACHED and CHILD_SETTID free; namespaces and everything else refused.
+_THREAD: Final = _only(_none_but(0x017C0000, argument=0, values=(0x00010F00,)))
+# REALTIME to TAI. Negative ids are other processes' clocks and descriptors.
+_CLOCK: Final = _only(Match(0, (*range(8), 11)), otherwise=errno_action(errno.EINVAL))
+_SLEEP: Final = _only(Match(0, (0, 1)), otherwise=errno_action(errno.EINVAL))
+# F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC, F_ADD_SEALS, F_GET_SEALS
+_FCNTL: Final = _only(Match(1, (1, 2, 3, 1030, 1033, 1034)))
+# MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL; neither executable nor huge pages.
+_MEMFD: Final = _only(Match(1, (0,), 0xFFFFFFFF & ~0x0B))
+_OWN_PROCESS: Final = _only(Match(0, (OWN_PID,)))
+_SELF: Final = _only(Match(0, (0,)))
+# MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE and its registration
+_MEMBARRIER: Final = _only(Match(0, (1 << 5, 1 << 6)))
+# SECCOMP_SET_MODE_FILTER with SECCOMP_FILTER_FLAG_TSYNC: no listener, no log
+_STACK_FILTER: Final = _only(Match(0, (1,)), Match(1, (1,)))
+
+_CANARY_LOCKED: Final = Clause((Match(0, (CANARY_LOCKED,)),), errno_action(CANARY_ERRNO))
+# Newer glibc names its mappings; a kernel without that option answers EINVAL.
+_NAME_MAPPING: Final = Clause((Match(0, (_PR_SET_VMA,)),), errno_action(errno.EINVAL))
+_PRCTL_OF_RUNNER: Final = Rule(
+    (
+        Clause(
+            (
+                Match(
+                    0, (kernel.PR_SET_NAME, kernel.PR_SET_MDWE, kernel.PR_GET_MDWE, CANARY_SEALED)
+                ),
+            ),
+            ALLOW,
+        ),
+        _CANARY_LOCKED,
+        _NAME_MAPPING,
+    )
+)
+_PRCTL_OF_COMPILER: Final = Rule((_CANARY_LOCKED, _NAME_MAPPING))
+
+_NO_FILES: Final = "there are no files; an errno lets libraries and tracebacks go on without them"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One system call: numbers by architecture, rule, profiles that have it, and why."""
+
+    name: str
+    x86_64: int | None
+    aarch64: int | None
+    rule: Rule
+    profiles: tuple[Profile, ...]
+    reason: str
+
+    def number(self, machine: str) -> int | None:
+        """The call's number on a machine that platform.machine() names."""
+        return {"x86_64": self.x86_64, "aarch64": self.aarch64}[machine]
+
+
+ROWS: Final = (
+    # Memory
+    Row("brk", 12, 214, ALWAYS, _ALL, "malloc"),
+    Row("mmap", 9, 222, _MMAP, _ALL, "malloc, guest memory, thread stacks"),
+    Row("munmap", 11, 215, ALWAYS, _ALL, "malloc, guest memory, thread stacks"),
+    Row("mremap", 25, 216, _MREMAP, _ALL, "realloc"),
+    Row("mprotect", 10, 226, _MPROTECT, _ALL, "guest memory grows; code becomes executable"),
+    Row("madvise", 28, 233, _MADVISE, _ALL, "a thread that ends gives its stack back"),
+    Row("membarrier", None, 283, _MEMBARRIER, _ALL, "the engine flushes aarch64 pipelines"),
+    Row("memfd_create", 319, 279, _MEMFD, _RUNNER, "the engine's copy-on-write image of a memory"),
+    # Descriptors that the child was given
+    Row("read", 0, 63, ALWAYS, _ALL, "frames, the interrupt pipe, the module"),
+    Row("write", 1, 64, ALWAYS, _ALL, "frames, the outbox, the artifact"),
+    Row("pread64", 17, 67, ALWAYS, _ALL, "the artifact, the module"),
+    Row("pwrite64", 18, 68, ALWAYS, _ALL, "the outbox, the artifact"),
+    Row("writev", 20, 66, ALWAYS, _ALL, "glibc's last words before abort"),
+    Row("lseek", 8, 62, ALWAYS, _ALL, "the artifact, the module"),
+    Row("fstat", 5, 80, ALWAYS, _ALL, "the size of a descriptor at hand"),
+    Row("close", 3, 57, ALWAYS, _ALL, "the artifact after it was loaded, memory images"),
+    Row("fcntl", 72, 25, _FCNTL, _RUNNER, "the engine seals memory images, the event loop dups"),
+    Row("ioctl", 16, 29, _fails(errno.ENOTTY), _ALL, "isatty; no other request is let through"),
+    Row("recvmsg", 47, 212, ALWAYS, _RUNNER, "the artifact's descriptor, until sealed"),
+    # Threads and locks
+    Row("clone", 56, 220, _THREAD, _RUNNER, "the interrupt thread and the engine's event loop"),
+    Row("clone3", 435, 435, _fails(errno.ENOSYS), _RUNNER, "flags out of reach: glibc uses clone"),
+    Row("set_robust_list", 273, 99, ALWAYS, _RUNNER, "every thread that starts"),
+    Row("rseq", 334, 293, ALWAYS, _RUNNER, "every thread that starts"),
+    Row("exit", 60, 93, ALWAYS, _RUNNER, "every thread that ends"),
+    Row("futex", 202, 98, _FUTEX, _ALL, "locks"),
+    Row("sched_yield", 24, 124, ALWAYS, _RUNNER, "spinning locks of the event loop"),
+    Row("sched_getaffinity", 204, 123, _SELF, _RUNNER, "the event loop counts processors"),
+    Row("gettid", 186, 178, ALWAYS, _ALL, "Python's threads; abort"),
+    Row("getpid", 39, 172, ALWAYS, _ALL, "abort; Python"),
+    # The engine's event loop, behind every WASI read, write and sleep
+    Row("epoll_create1", 291, 20, ALWAYS, _RUNNER, "event loop"),
+    Row("epoll_ctl", 233, 21, ALWAYS, _RUNNER, "event loop"),
+    Row("epoll_wait", 232, None, ALWAYS, _RUNNER, "event loop"),
+    Row("epoll_pwait", None, 22, ALWAYS, _RUNNER, "event loop; aarch64 has no epoll_wait"),
+    Row("eventfd2", 290, 19, ALWAYS, _RUNNER, "event loop"),
+    # Clocks and random numbers; the vDSO answers most reads of a clock without a call
+    Row("clock_gettime", 228, 113, _CLOCK, _ALL, "clocks of Python and WASI"),
+    Row("clock_getres", 229, 114, _CLOCK, _RUNNER, "WASI clock_res_get"),
+    Row("clock_nanosleep", 230, 115, _SLEEP, _RUNNER, "time.sleep"),
+    Row("restart_syscall", 219, 128, ALWAYS, _ALL, "a sleep or lock goes on after a stop"),
+    Row("getrandom", 318, 278, ALWAYS, _ALL, "WASI random_get; hash seeds of the engine"),
+    # Signals: traps are signals, and abort is one that the process sends itself
+    Row("rt_sigaction", 13, 134, ALWAYS, _ALL, "the event loop's first thread; abort"),
+    Row("rt_sigprocmask", 14, 135, ALWAYS, _ALL, "starting a thread; abort"),
+    Row("rt_sigreturn", 15, 139, ALWAYS, _ALL, "after a trap"),
+    Row("sigaltstack", 131, 132, ALWAYS, _ALL, "the stack on which stack overflow is handled"),
+    Row("tgkill", 234, 131, _OWN_PROCESS, _ALL, "abort: the honest end of a native crash"),
+    Row("exit_group", 231, 94, ALWAYS, _ALL, "the end"),
+    # The process itself
+    Row("prctl", 157, 167, _PRCTL_OF_RUNNER, _RUNNER, "names of threads; sealing; the canaries"),
+    Row("prctl", 157, 167, _PRCTL_OF_COMPILER, _COMPILER, "the canary"),
+    Row("seccomp", 317, 277, _STACK_FILTER, _RUNNER, "sealing stacks a filter on this one"),
+    # Paths
+    Row("open", 2, None, _fails(errno.EACCES), _ALL, _NO_FILES),
+    Row("openat", 257, 56, _fails(errno.EACCES), _ALL, _NO_FILES),
+    Row("openat2", 437, 437, _fails(errno.EACCES), _ALL, _NO_FILES),
+    Row("stat", 4, None, _fails(errno.EACCES), _ALL, _NO_FILES),
+    Row("lstat", 6, None, _fails(errno.EACCES), _ALL, _NO_FILES),
+    Row("newfstatat", 262, 79, _fails(errno.EACCES), _ALL, _NO_FILES),
+    Row("statx", 332, 291, _fails(errno.EACCES), _ALL, _NO_FILES),
+    Row("access", 21, None, _fails(errno.EACCES), _ALL, _NO_FILES),
+    Row("faccessat", 269, 48, _fails(errno.EACCES), _ALL, _NO_FILES),
+    Row("faccessat2", 439, 439, _fails(errno.EACCES), _ALL, _NO_FILES),
+    Row("readlink", 89, None, _fails(errno.EACCES), _ALL, _NO_FILES),
+    Row("readlinkat", 267, 78, _fails(errno.EACCES), _ALL, _NO_FILES),
+    Row("getcwd", 79, 17, _fails(errno.EACCES), _ALL, _NO_FILES),
+)
+
+_NO_EXEC: Final = Rule((Clause((Match(2, (0,), kernel.PROT_EXEC),), ALLOW),))
+_NEVER: Final = Rule()
+
+#: The second filter, on top of the first: what it does not name is left to the first.
+SEALED_ROWS: Final = (
+    Row("mmap", 9, 222, _NO_EXEC, _RUNNER, "no code after the module was loaded"),
+    Row("mprotect", 10, 226, _NO_EXEC, _RUNNER, "no code after the module was loaded"),
+    Row("pkey_mprotect", 329, 288, _NO_EXEC, _RUNNER, "no code after the module was loaded"),
+    Row("recvmsg", 47, 212, _NEVER, _RUNNER, "no descriptor may come in any more"),
+    Row(
+        "prctl",
+        157,
+        167,
+        Rule(
+            (
+                Clause((Match(0, (kernel.PR_SET_NAME,)),), ALLOW),
+                Clause((Match(0, (CANARY_SEALED,)),), errno_action(CANARY_ERRNO)),
+                _CANARY_LOCKED,
+                _NAME_MAPPING,
+            )
+        ),
+        _RUNNER,
+        "names of threads; the canaries",
+    ),
+    Row("seccomp", 317, 277, _NEVER, _RUNNER, "no filter after this one"),
+)
+
+
+def rules(rows: tuple[Row, ...], machine: str, profile: Profile) -> dict[int, Rule]:
+    """The rules of one table by system call number. Raises ValueError if two rows collide."""
+    found: dict[int, Rule] = {}
+    for row in rows:
+        number = row.number(machine)
+        if number is None or profile not in row.profiles:
+            continue
+        if number in found:
+            raise ValueError(f"system call {number} ({row.name}) has two rows")
+        found[number] = row.rule
+    return found

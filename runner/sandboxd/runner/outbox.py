@@ -1,0 +1,123 @@
+"""Output that survives the death of the runner.
+
+The outbox is a shared memory file that the supervisor made. The runner maps it
+before it is locked down and writes what the guest writes straight into it; the supervisor
+reads it after the answer, or after the kill.
+
+Layout, with ``capacity = (file size - 4096) // 3``::
+
+    0     u64 little-endian: committed bytes of standard output
+    8     u64: of standard error
+    16    u64: of the log, a serialized ``sandboxd.v1.Logs``
+    24    zero, up to 64
+    4096 + i * capacity    region i: 0 standard output, 1 standard error, 2 log
+
+A length is written after the bytes it covers, so that whoever reads at any moment sees only
+whole bytes, and for the log only whole entries.
+"""
+
+import ctypes
+import mmap
+import os
+from enum import IntEnum
+
+HEADER_BYTES = 64
+REGIONS_OFFSET_BYTES = 4096
+
+# Logs.entries: field 1, length-delimited.
+_LOG_ENTRY_TAG = b"\x0a"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_mmap = _libc["mmap"]
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
+]
+_munmap = _libc["munmap"]
+_munmap.restype = ctypes.c_int
+_munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+class Region(IntEnum):
+    """A region of the outbox; the value is its position in header and file."""
+
+    STDOUT = 0
+    STDERR = 1
+    LOG = 2
+
+
+class Outbox:
+    """The runner's side of the outbox. One call writes at a time."""
+
+    def __init__(self, fd: int):
+        """Map the memory file `fd`. Does not close it and does not keep it.
+
+        Python's own mmap object would keep a duplicate of the descriptor open
+        inside the locked-down process; hence the call into libc. Raises ValueError if the file
+        is too small and OSError if it cannot be mapped.
+        """
+        self._size = os.fstat(fd).st_size
+        self.capacity = (self._size - REGIONS_OFFSET_BYTES) // 3
+        if self.capacity < 1:
+            raise ValueError(f"an outbox of {self._size} bytes has no room for output")
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        address = _mmap(None, self._size, protection, mmap.MAP_SHARED, fd, 0)
+        if address == _MAP_FAILED:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error), "outbox")
+        self._address: int = address
+        self._committed = (ctypes.c_uint64 * 3).from_address(address)
+        # Copies of the lengths that are trusted over the shared ones.
+        self.reset()
+
+    def close(self) -> None:
+        """Unmap. The outbox must not be used afterwards."""
+        if self._address:
+            _munmap(self._address, self._size)
+            self._address = 0
+
+    def reset(self) -> None:
+        """Empty all regions."""
+        self._lengths: list[int] = [0, 0, 0]
+        self._committed[:] = [0, 0, 0]
+
+    def append_stdout(self, data: bytes) -> int:
+        """Append to standard output as much as fits; return how many bytes did."""
+        return self.append(Region.STDOUT, data)
+
+    def append_stderr(self, data: bytes) -> int:
+        """Append to standard error as much as fits; return how many bytes did."""
+        return self.append(Region.STDERR, data)
+
+    def append_log(self, entry: bytes) -> bool:
+        """Append one serialized LogEntry; return False, and write nothing, if it does not fit."""
+        framed = _LOG_ENTRY_TAG + _varint(len(entry)) + entry
+        if len(framed) > self.capacity - self._lengths[Region.LOG]:
+            return False
+        self.append(Region.LOG, framed)
+        return True
+
+    def append(self, region: Region, data: bytes) -> int:
+        """Append to a region as much as fits; return how many bytes did."""
+        start = self._lengths[region]
+        count = min(len(data), self.capacity - start)
+        offset = REGIONS_OFFSET_BYTES + region * self.capacity + start
+        ctypes.memmove(self._address + offset, data, count)
+        self._lengths[region] = start + count
+        self._committed[region] = start + count
+        return count
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number >= 0x80:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)

@@ -1,0 +1,123 @@
+"""A small zygote for tests: preloads the engine, takes its place, and forks a child per request.
+
+Run as a script with a mode and the number of an inherited socket. Requests and answers are
+pickles with a 4-byte length. Modes:
+
+root    namespaces and empty root, entered as root; children take a user id of their own
+user    the same as an ordinary user, in a user namespace
+plain   neither namespaces nor an empty root; whoever runs the tests
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import signal
+import socket
+import struct
+import sys
+import traceback
+
+import scenarios
+
+from sandboxd.runner.isolation import kernel, libffi, namespaces
+from sandboxd.runner.isolation.layers import IsolationError
+
+ORDINARY_USER = 65533
+_length = struct.Struct("=I")
+
+
+def send(channel: socket.socket, message: object) -> None:
+    body = pickle.dumps(message)
+    channel.sendall(_length.pack(len(body)) + body)
+
+
+def receive(channel: socket.socket) -> object:
+    header = channel.recv(_length.size, socket.MSG_WAITALL)
+    if len(header) < _length.size:
+        raise EOFError
+    (size,) = _length.unpack(header)
+    return pickle.loads(channel.recv(size, socket.MSG_WAITALL))
+
+
+def become_ordinary_user() -> None:
+    os.setgroups(())
+    os.setresgid(ORDINARY_USER, ORDINARY_USER, ORDINARY_USER)
+    os.setresuid(ORDINARY_USER, ORDINARY_USER, ORDINARY_USER)
+    # Changing ids hides /proc/self from its own new owner.
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+
+
+def run_child(name: str, arguments: dict[str, object], result_fd: int) -> None:
+    """The child: runs a scenario and reports what it returned or raised."""
+    try:
+        try:
+            answer: tuple[object, ...] = ("returned", getattr(scenarios, name)(**arguments))
+        except IsolationError as error:
+            answer = ("raised", "IsolationError", error.layer, error.cause)
+        except Exception as error:  # noqa: BLE001 - reported to the test
+            answer = ("raised", type(error).__name__, str(error), traceback.format_exc())
+        os.write(result_fd, pickle.dumps(answer))
+    finally:
+        os._exit(0)
+
+
+def answer_request(name: str, arguments: dict[str, object]) -> tuple[int, object]:
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        scenarios.RESULT_FD = writing
+        run_child(name, arguments, writing)
+    os.close(writing)
+    with open(reading, "rb") as result:
+        body = result.read()
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), pickle.loads(body) if body else None
+
+
+def serve(channel: socket.socket) -> None:
+    while True:
+        try:
+            name, arguments = receive(channel)  # type: ignore[misc]
+        except EOFError:
+            return
+        send(channel, answer_request(name, arguments))
+
+
+def main() -> None:
+    mode, number = sys.argv[1], int(sys.argv[2])
+    channel = socket.socket(fileno=number)
+    scenarios.MODE = mode
+    scenarios.preload()
+    if mode == "root":
+        os.setgroups((1, 2))
+    if mode == "user" and os.geteuid() == 0:
+        become_ordinary_user()
+    if mode == "plain":
+        libffi.find_writable_code()
+        send(channel, ("ready", []))
+        serve(channel)
+        return
+    try:
+        states = [namespaces.unshare(required=True)]
+    except IsolationError as error:
+        send(channel, ("refused", str(error)))
+        return
+    pid = os.fork()
+    if pid == 0:
+        # The outer process is all that the tests can reach: end with it.
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        libffi.find_writable_code()
+        states.append(namespaces.enter_empty_root(required=True))
+        send(channel, ("ready", states))
+        serve(channel)
+        os._exit(0)
+    channel.close()
+    os.waitpid(pid, 0)
+
+
+if __name__ == "__main__":
+    # Created before the page is made read-only, as every callback must be.
+    ctypes.CFUNCTYPE(None)(main)()
