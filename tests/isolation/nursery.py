@@ -6,6 +6,7 @@ pickles with a 4-byte length. Modes:
 root    namespaces and empty root, entered as root; children take a user id of their own
 user    the same as an ordinary user, in a user namespace
 plain   neither namespaces nor an empty root; whoever runs the tests
+ordinary  the same as an ordinary user
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import socket
 import struct
 import sys
 import traceback
+from pathlib import Path
 
 import scenarios
+from nursery_client import ORDINARY_USER
 
 from sandboxd.runner.isolation import kernel, libffi, namespaces
 from sandboxd.runner.isolation.layers import IsolationError
 
-ORDINARY_USER = 65533
 _length = struct.Struct("=I")
 
 
@@ -93,9 +95,9 @@ def main() -> None:
     scenarios.preload()
     if mode == "root":
         os.setgroups((1, 2))
-    if mode == "user" and os.geteuid() == 0:
+    if mode in {"user", "ordinary"} and os.geteuid() == 0:
         become_ordinary_user()
-    if mode == "plain":
+    if mode in {"plain", "ordinary"}:
         libffi.find_writable_code()
         send(channel, ("ready", []))
         serve(channel)
@@ -110,6 +112,9 @@ def main() -> None:
         # The outer process is all that the tests can reach: end with it.
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         libffi.find_writable_code()
+        for name in ("uid_map", "gid_map", "setgroups"):
+            scenarios.USER_MAPS[name] = Path("/proc/self", name).read_text("utf-8")
+        scenarios.USER_MAPS["user"] = str(os.geteuid())
         states.append(namespaces.enter_empty_root(required=True))
         send(channel, ("ready", states))
         serve(channel)

@@ -68,6 +68,7 @@ def preload() -> None:
 
 
 LOGGED: list[int] = []
+USER_MAPS: dict[str, str] = {}
 
 
 def policy(profile: Profile = "runner", **changes: Any) -> lockdown.ChildPolicy:
@@ -431,6 +432,11 @@ def lock_down_with_thread() -> None:
         stop.set()
 
 
+def seal_alone() -> None:
+    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+    lockdown.seal_after_load()
+
+
 def lock_down_twice() -> None:
     lockdown.lock_down(policy())
     lockdown.lock_down(policy())
@@ -469,13 +475,15 @@ def inject(
     return states
 
 
-def unshare_under_fault(faults: list[tuple[int, seccomp.Rule]], required: bool) -> tuple[Any, str]:
-    """Unshare on a kernel that refuses; returns the state and that this process still works."""
+def unshare_under_fault(
+    faults: list[tuple[int, seccomp.Rule]], required: bool
+) -> tuple[LayerState, int]:
+    """Unshare on a kernel that refuses; returns the state and the user id that is left."""
     if os.geteuid() != 0:
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     kernel.load_filter(seccomp.assemble(kernel.MACHINE, dict(faults), seccomp.ALLOW).for_process(1))
     state = namespaces.unshare(required)
-    return state, str(os.geteuid())
+    return state, os.geteuid()
 
 
 def enter_root_under_fault(
@@ -485,22 +493,14 @@ def enter_root_under_fault(
     host's files are still there."""
     namespaces.unshare(required=True)
     pid = os.fork()
-    reading = _relay(pid)
-    if pid == 0:
-        program = seccomp.assemble(kernel.MACHINE, dict(faults), seccomp.ALLOW)
-        kernel.load_filter(program.for_process(1))
-        state = namespaces.enter_empty_root(required)
-        return state, os.path.exists("/proc/self/status")
-    return reading()
-
-
-def _relay(pid: int) -> Callable[[], Any]:
-    # The grandchild answers the test itself; its parent only waits and says nothing.
-    def wait() -> Any:
+    if pid != 0:
+        # The child, PID 1 of the new namespace, answers the nursery in this one's place.
         os.waitpid(pid, 0)
         os._exit(0)
-
-    return wait
+    program = seccomp.assemble(kernel.MACHINE, dict(faults), seccomp.ALLOW)
+    kernel.load_filter(program.for_process(os.getpid()))
+    state = namespaces.enter_empty_root(required)
+    return state, os.path.exists("/proc/self/status")
 
 
 def try_to_leave_the_root() -> dict[str, str]:
@@ -514,6 +514,12 @@ def try_to_leave_the_root() -> dict[str, str]:
         "pid 1 is the nursery": repr(os.getppid()),
         "interfaces": repr([name for _, name in socket.if_nameindex()]),
     }
+
+
+def user_maps() -> dict[str, str]:
+    """The maps of the user namespace, as the outer process wrote them, are read by the nursery
+    before /proc disappears."""
+    return USER_MAPS
 
 
 # -- libffi --------------------------------------------------------------------------------------

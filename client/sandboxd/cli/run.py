@@ -42,7 +42,8 @@ def run(
     """Run a WASI command like a local program.
 
     MODULE is a file, a digest, or 4 or more hex digits of one; the guest sees its name as
-    argv[0], followed by ARGS. Options go before MODULE. Standard input is passed on unless it
+    argv[0], followed by ARGS. Options go before MODULE; a `--` right after MODULE is allowed and
+    not passed on. Standard input is passed on unless it
     is a terminal; standard output and standard error are the guest's own bytes.
 
     \b
@@ -50,6 +51,7 @@ def run(
       sandboxctl run hello.wasm
       echo '1 2 3' | sandboxctl run --wall 5s --memory 64MiB sum.wasm -v
       sandboxctl run --env LANG=C --receipt 3f9a01 input.txt
+      sandboxctl run python.wasm -- -c 'print(6*7)'
 
     \b
     Exit codes:
@@ -65,6 +67,8 @@ def run(
       128+n  the guest's process died of signal n
     """
     settings = settings_of(ctx)
+    if args[:1] == ("--",):
+        args = args[1:]
     argv = [utf8(Path(module).name, "MODULE"), *(utf8(arg, "an argument") for arg in args)]
     variables = _environment(env)
 

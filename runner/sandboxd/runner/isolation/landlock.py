@@ -39,14 +39,20 @@ _ABI_WITH_SCOPES: Final = 6
 ABI: Final = kernel.landlock_abi()
 
 
+def rights_of(abi: int) -> tuple[int, int, int]:
+    """Every file, network and scope right that a version of the ABI can handle, as masks."""
+    known = [right for right in _RIGHTS if right.abi <= abi]
+    return (
+        sum(right.files for right in known),
+        sum(right.network for right in known),
+        sum(right.scopes for right in known),
+    )
+
+
 def _attributes() -> bytes:
-    files = network = scopes = 0
-    for right in _RIGHTS:
-        if right.abi <= ABI:
-            files, network, scopes = files | right.files, network | right.network, right.scopes
     # An older kernel refuses a structure that is longer than the one it knows, unless the rest
     # is zero: the rest is.
-    return struct.pack("=QQQ", files, network, scopes)
+    return struct.pack("=QQQ", *rights_of(ABI))
 
 
 _RULESET: Final = _attributes()

@@ -1,0 +1,122 @@
+"""The lock-down as a whole: every layer holds, or the child does not go on."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import pytest
+from tests.isolation.nursery_client import Nursery
+
+from sandboxd.runner.isolation import landlock, lockdown
+from sandboxd.runner.isolation.layers import (
+    REMEDIES,
+    REQUIRED_DEFAULT,
+    IsolationError,
+    LayerState,
+)
+
+ORDER = [step.layer for step in lockdown.STEPS]
+
+
+def test_every_layer_of_a_runner_is_active_and_says_what_was_verified(nursery: Nursery) -> None:
+    states: list[LayerState] = nursery.run("lock_down", seal=True).value
+    names = [state.name for state in states]
+    assert names == [*dict.fromkeys(ORDER), "mdwe", "seccomp-sealed"]
+    assert all(state.active for state in states if state.name != "mdwe"), states
+    assert all(state.detail for state in states)
+
+
+def test_every_layer_of_a_compiler_is_active(nursery: Nursery) -> None:
+    states: list[LayerState] = nursery.run("lock_down", profile="compiler").value
+    assert [state.name for state in states] == [*dict.fromkeys(ORDER)]
+    assert all(state.active for state in states), states
+
+
+def test_every_layer_of_a_child_is_required_by_default() -> None:
+    assert frozenset(ORDER) == REQUIRED_DEFAULT
+
+
+def test_security_order_is_kept() -> None:
+    assert ORDER.index("descriptors") == 0
+    assert ORDER.index("uid") < ORDER.index("non-dumpable"), "changing ids sets it again"
+    assert ORDER.index("uid") < ORDER.index("parent-death"), "changing ids clears it"
+    assert ORDER.index("no-new-privs") < ORDER.index("landlock")
+    assert ORDER[-1] == "seccomp"
+
+
+def test_a_child_with_two_threads_is_refused(nursery: Nursery) -> None:
+    assert nursery.run("lock_down_with_thread").failed_layer == "single-thread"
+
+
+def test_a_second_lock_down_ends_the_process(nursery: Nursery) -> None:
+    assert nursery.run("lock_down_twice").killed_by == "SIGSYS"
+
+
+def test_a_child_of_another_parent_is_refused(nursery: Nursery) -> None:
+    outcome = nursery.run("lock_down", parent_pid=os.getpid())
+    # Landlock tries to signal the parent that was named: there is no such process in a PID
+    # namespace.
+    assert outcome.failed_layer in {"parent-death", "landlock"}
+
+
+def test_root_without_a_user_id_of_its_own_is_refused(nursery: Nursery) -> None:
+    if nursery.mode == "user" or os.geteuid() != 0:
+        pytest.skip("needs a nursery that runs as root")
+    assert nursery.run("lock_down", uid=0).failed_layer == "uid"
+
+
+def test_an_ordinary_user_cannot_take_another_user_id(nursery: Nursery) -> None:
+    if nursery.mode != "user" and os.geteuid() == 0:
+        pytest.skip("needs a nursery that runs as an ordinary user")
+    assert nursery.run("lock_down", uid=1_900_000_001).failed_layer == "uid"
+
+
+def test_a_descriptor_to_keep_that_is_not_open_is_refused(nursery: Nursery) -> None:
+    outcome = nursery.run("lock_down", keep_fds=frozenset({700}))
+    assert outcome.failed_layer == "descriptors"
+
+
+def test_standard_streams_that_are_not_kept_swallow_nothing(nursery: Nursery) -> None:
+    assert nursery.run("standard_streams").value == ["EPERM", "EPERM", "EPERM", "b''"]
+
+
+def test_limits_are_what_the_policy_says(plain: Nursery) -> None:
+    limits = plain.run("limits_read_back").value
+    assert limits["DATA"] == (256 << 20, 256 << 20)
+    assert limits["CPU"] == (20, 21)
+    assert limits["CORE"] == (0, 0)
+    assert limits["NOFILE"][1] < 100
+    assert "AS" not in limits
+
+
+def test_an_unknown_layer_is_refused(plain: Nursery) -> None:
+    outcome = plain.run("attack_one_wall", name="read host file", layers=frozenset({"wall"}))
+    assert outcome.report is not None
+    assert outcome.report[:2] == ("raised", "ValueError")
+
+
+def test_an_isolation_error_names_layer_cause_and_remedy() -> None:
+    error = IsolationError("landlock", "no such thing")
+    assert (error.layer, error.cause) == ("landlock", "no such thing")
+    assert error.remedy == REMEDIES["landlock"]
+    assert str(error) == f"isolation layer landlock: no such thing; remedy: {error.remedy}"
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.layer, copy.cause, copy.remedy) == (error.layer, error.cause, error.remedy)
+
+
+@pytest.mark.parametrize(
+    ("abi", "rights"),
+    [
+        (1, (0x1FFF, 0, 0)),
+        (2, (0x3FFF, 0, 0)),
+        (3, (0x7FFF, 0, 0)),
+        (4, (0x7FFF, 3, 0)),
+        (5, (0xFFFF, 3, 0)),
+        (7, (0xFFFF, 3, 3)),
+    ],
+)
+def test_landlock_handles_every_right_that_the_kernel_has(
+    abi: int, rights: tuple[int, int, int]
+) -> None:
+    assert landlock.rights_of(abi) == rights
