@@ -17,7 +17,7 @@ from sandboxd.runner.compiler import compile_module
 from sandboxd.runner.engine import Engines
 from sandboxd.runner.guest import ArtifactError, Guest
 from sandboxd.runner.isolation import kernel
-from sandboxd.runner.isolation.layers import IsolationError, LayerState
+from sandboxd.runner.isolation.layers import MDWE, SECCOMP_SEALED, IsolationError, LayerState
 from sandboxd.runner.isolation.lockdown import ChildPolicy, lock_down, seal_after_load
 from sandboxd.runner.outbox import Outbox
 from sandboxd.wire.v1 import control_pb2, runner_pb2
@@ -28,6 +28,9 @@ _BUMP_INTERVAL_S = 0.001
 _INTERRUPT_STACK_BYTES = 256 * 1024
 
 _PR_SET_NAME = 15
+
+# Layers that are applied after the module was loaded.
+SEALING = frozenset({MDWE, SECCOMP_SEALED})
 
 # Exit codes, for the supervisor's log.
 EXIT_DONE = 0
@@ -63,18 +66,20 @@ def layer_messages(states: tuple[LayerState, ...]) -> list[control_pb2.Isolation
 def run_child(
     kind: control_pb2.ChildKind.ValueType,
     policy: ChildPolicy,
+    required: frozenset[str],
     fds: list[int],
     engines: Engines,
 ) -> NoReturn:
     """Be a runner or a compiler until there is nothing left to do; never returns.
 
-    `fds` are the descriptors of the SpawnRequest, in its order.
+    `required` names the layers that must hold, those after loading included. `fds` are the
+    descriptors of the SpawnRequest, in its order.
     """
     code = EXIT_BUG
     try:
         name_process("sbx-runner" if kind == control_pb2.CHILD_KIND_RUNNER else "sbx-compiler")
         if kind == control_pb2.CHILD_KIND_RUNNER:
-            code = _run_runner(policy, fds, engines)
+            code = _run_runner(policy, required & SEALING, fds, engines)
         else:
             code = _run_compiler(policy, fds, engines)
     except (Closed, BrokenPipeError, ConnectionResetError):
@@ -93,7 +98,9 @@ def name_process(name: str) -> None:
 # --- runner ---------------------------------------------------------------------------------------
 
 
-def _run_runner(policy: ChildPolicy, fds: list[int], engines: Engines) -> int:
+def _run_runner(
+    policy: ChildPolicy, seal_required: frozenset[str], fds: list[int], engines: Engines
+) -> int:
     socket_fd, interrupt_fd, outbox_fd = fds
     outbox = Outbox(outbox_fd)
     channel = Channel(socket_fd)
@@ -114,7 +121,7 @@ def _run_runner(policy: ChildPolicy, fds: list[int], engines: Engines) -> int:
     guest: Guest | None = None
     try:
         guest = _load(engine, artifact_fd, bind, outbox)
-        bound.layers.extend(layer_messages(seal_after_load()))
+        bound.layers.extend(layer_messages(seal_after_load(seal_required)))
     except (ArtifactError, IsolationError, OSError, MemoryError) as error:
         bound.error = str(error) or type(error).__name__
     channel.send(runner_pb2.RunnerReply(bound=bound).SerializeToString())

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sandboxd.supervisor.launcher import pid_of
+
 # A dead process is normally reaped within a millisecond. If the zygote is itself stopped or gone,
 # nobody waits longer than this for an exit status.
 REAP_TIMEOUT_S = 2.0
@@ -68,7 +70,7 @@ class Child:
     def set_pidfd(self, pidfd: int) -> None:
         """Take the process's pidfd; from now on it can be killed and its end is noticed."""
         self.pidfd = pidfd
-        self.pid = _pid_of(pidfd)
+        self.pid = pid_of(pidfd)
         with contextlib.suppress(OSError):
             self._status_fd = os.open(f"/proc/{self.pid}/status", os.O_RDONLY | os.O_CLOEXEC)
         self._loop.add_reader(pidfd, self._on_gone)
@@ -201,12 +203,3 @@ class Child:
         self.on_data = self.on_hangup = None
         self.sock.close()
         self._fd = -1
-
-
-def _pid_of(pidfd: int) -> int:
-    """Return the process id in the supervisor's namespace, or 0 if the process was reaped."""
-    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as info:
-        for line in info:
-            if line.startswith("Pid:"):
-                return max(0, int(line.split()[1]))
-    return 0

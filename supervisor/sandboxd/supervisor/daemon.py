@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.metadata
 import logging
 import os
@@ -15,10 +16,11 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from sandboxd.supervisor import endpoints, faults
+from sandboxd.supervisor import endpoints, faults, isolation, privileges
 from sandboxd.supervisor.artifacts import ArtifactCache
 from sandboxd.supervisor.compilation import CompileConfig, CompileService
 from sandboxd.supervisor.execution import Executor
+from sandboxd.supervisor.launcher import Launcher, LauncherLost
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
 from sandboxd.supervisor.outbox import LOG_OVERHEAD_BYTES
@@ -72,10 +74,16 @@ class Daemon:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
+        self._fatal = ""
+        self._as_root = os.geteuid() == 0
         self._started_at = self._loop.time()
         self._started_wall = Timestamp()
         self._started_wall.FromNanoseconds(time.time_ns())
         self._stats = Stats()
+        self._launcher = Launcher()
+        self._required = isolation.required_layers(
+            settings.isolation, settings.require_layer, settings.namespaces
+        )
         self._zygote: Zygote | None = None
         self._zygote_starts = 0
         self._replacing: asyncio.Task[None] | None = None
@@ -114,9 +122,13 @@ class Daemon:
                 f"state directory: {error.filename}: {error.strerror}; pass another --state-dir"
             ) from error
         try:
+            # Exec'd first of all: while this process is small, has one thread, and may be root.
+            self._launcher.start()
             await self._start_zygote()
             await self._first_runner()
             await self._serve()
+            if self._fatal:
+                raise StartError(self._fatal)
         finally:
             if self._replacing is not None:
                 self._replacing.cancel()
@@ -124,6 +136,7 @@ class Daemon:
             await self._executor.close()
             if self._zygote is not None:
                 await self._zygote.stop()
+            await self._launcher.stop()
             self._cache.close()
             self._store.close()
             self._notifier.close()
@@ -142,6 +155,10 @@ class Daemon:
         )
         if settings.insecure_tcp:
             log.warning("TCP without TLS: every user of this machine can run guests")
+        # The interpreter may be installed where only root can read: import now what would be
+        # imported at first use.
+        await asyncio.to_thread(importlib.import_module, "concurrent.futures.thread")
+        self._give_up_root()
         await server.start()
         await self._set_serving(True)
         log.info("sandboxd %s listens on %s", VERSION, ", ".join(bound))
@@ -154,6 +171,18 @@ class Daemon:
             watchdog.cancel()
             await server.stop(0)
             endpoints.unlink(bound)
+
+    def _give_up_root(self) -> None:
+        """From here on nothing is root but the launcher and what it forks."""
+        if not self._as_root:
+            return
+        try:
+            become = privileges.account(self._settings.user, self._settings.uid_base)
+            privileges.hand_over(self._settings.state_dir, become)
+            privileges.give_up_root(become)
+        except (privileges.PrivilegeError, OSError) as error:
+            raise StartError(f"as root: {error}") from error
+        log.info("runs as user %d from here on", become.uid)
 
     async def _drain(self, server: aio.Server) -> None:
         log.info("stopping: running calls get %d ms", self._settings.drain)
@@ -200,12 +229,13 @@ class Daemon:
     async def _start_zygote(self) -> None:
         settings = self._settings
         uids: range | tuple[()] = ()
-        if os.geteuid() == 0:
+        if self._as_root:
             slots = 2 * settings.max_runners + settings.compilers + 8
-            uids = range(settings.uid_base, settings.uid_base + slots)
+            # The first one of the range may be the daemon's own.
+            uids = range(settings.uid_base + 1, settings.uid_base + 1 + slots)
         zygote = Zygote(uids, self._on_zygote_lost)
         try:
-            await zygote.start(["--namespaces", settings.namespaces])
+            await zygote.start(self._launcher, settings.namespaces, self._required)
         except BaseException:
             await zygote.stop()
             raise
@@ -213,8 +243,8 @@ class Daemon:
         self._zygote = zygote
         self._layers.update((layer.name, layer) for layer in zygote.layers)
         self._executor.engine_version = zygote.engine_version
-        self._compiles.use_zygote(zygote, _processes(settings, zygote))
-        self._pool.use_zygote(zygote, _processes(settings, zygote))
+        self._compiles.use_zygote(zygote, _processes(settings, zygote, self._as_root))
+        self._pool.use_zygote(zygote, _processes(settings, zygote, self._as_root))
 
     async def _first_runner(self) -> None:
         """Prove before READY that a process can be locked down here: fail closed, and say why."""
@@ -240,13 +270,27 @@ class Daemon:
         while True:
             await asyncio.sleep(ZYGOTE_PAUSES_S[min(attempt, len(ZYGOTE_PAUSES_S) - 1)])
             try:
+                await self._ensure_launcher()
                 await self._start_zygote()
+            except LauncherLost:
+                self._fatal = "the launcher is gone, and with root given up there is no other"
+                self.request_stop()
+                return
             except (ZygoteFailed, OSError) as error:
                 log.error("the zygote cannot be started, trying again: %s", error)
                 attempt += 1
             else:
                 log.info("another zygote was started")
                 return
+
+    async def _ensure_launcher(self) -> None:
+        if self._launcher.alive:
+            return
+        await self._launcher.stop()
+        if self._as_root:
+            raise LauncherLost
+        self._launcher = Launcher()
+        self._launcher.start()
 
     def _note_layers(self, layers: Iterable[control_pb2.IsolationLayer]) -> None:
         for layer in layers:
@@ -358,9 +402,9 @@ def _policy(settings: Settings) -> LimitPolicy:
     return LimitPolicy(default, maximum)
 
 
-def _processes(settings: Settings, zygote: Zygote) -> int:
+def _processes(settings: Settings, zygote: Zygote, as_root: bool) -> int:
     """RLIMIT_NPROC of a child: it counts per user, so it depends on who shares the user."""
-    if os.geteuid() == 0:
+    if as_root:
         return RUNNER_THREADS  # every child has a user of its own
     if any(layer.name == "namespaces" and layer.active for layer in zygote.layers):
         # All share one user, but one that counts only within their namespace.

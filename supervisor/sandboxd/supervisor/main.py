@@ -1,23 +1,26 @@
 """sandboxd: theory of operation.
 
 Processes. This one is the supervisor: one asyncio loop, grpc.aio, no guest code, ever. Before gRPC
-starts it execs the zygote (sandboxd.runner.zygote), which preloads the engine, enters namespaces
-and an empty root, and then forks runners and compilers on command. The supervisor is not their
-parent.
+starts it execs the launcher (sandboxd.runner.launcher), which forks a zygote on command. The zygote
+preloads the engine, enters namespaces and an empty root, and forks runners and compilers on
+command. The supervisor is not their parent.
 
 Channels. A SOCK_SEQPACKET pair to the zygote (packets with descriptors); one SOCK_STREAM pair per
 child (frames); one interrupt pipe per runner; one outbox (shared memory) per runner. Module bytes
 and artifacts travel as memory files. Everything that a child sends is hostile.
 
-Privileges. Started as root, each child gets a user id of its own; started as an ordinary user, all
-live in one user namespace. Children drop everything before they see a tenant's byte.
+Privileges. Started as root, the supervisor becomes an ordinary user before it serves
+(privileges.py); only launcher and zygote stay root, and each child gets a user id of its own.
+Started as an ordinary user, all live in one user namespace. Children drop everything before they
+see a tenant's byte.
 
 Clock. Only the supervisor decides that time is up (watchdog.py): it interrupts through the pipe
 and, after the grace, kills through the pidfd.
 
 Who reaps. Only the zygote can. It reports each exit; the pidfd tells the supervisor that a process
 is gone even when the zygote cannot. When the zygote dies, the kernel kills its PID namespace, and
-the supervisor starts another. When the supervisor dies, the zygote does (parent-death signal, EOF).
+the supervisor has another one started. When the supervisor dies, launcher and zygote do
+(parent-death signals, EOF).
 
 Signals. SIGTERM and SIGINT set an event; the loop acts: drain, then kill what is left. A second one
 ends the drain.
@@ -35,6 +38,8 @@ import click
 
 from sandboxd.supervisor import logs, settings
 from sandboxd.supervisor.endpoints import EndpointError
+from sandboxd.supervisor.isolation import UnknownLayer
+from sandboxd.supervisor.launcher import LauncherLost
 from sandboxd.supervisor.store import StateDirectoryBusy
 from sandboxd.supervisor.zygote import ZygoteFailed
 
@@ -61,15 +66,20 @@ def main(**arguments: Any) -> None:
 
 
 async def _run(chosen: settings.Settings) -> int:
+    # Imported late: --help and bad usage should not wait for gRPC.
     from sandboxd.supervisor.daemon import Daemon, StartError
 
-    daemon = Daemon(chosen)
+    try:
+        daemon = Daemon(chosen)
+    except UnknownLayer as error:
+        click.echo(f"sandboxd: {error}", err=True)
+        return EXIT_START_FAILED
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.request_stop)
     try:
         await daemon.run()
-    except (StartError, ZygoteFailed, EndpointError, StateDirectoryBusy) as error:
+    except (StartError, ZygoteFailed, LauncherLost, EndpointError, StateDirectoryBusy) as error:
         click.echo(f"sandboxd: {error}", err=True)
         return EXIT_START_FAILED
     log.info("stopped")

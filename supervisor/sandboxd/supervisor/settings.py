@@ -146,11 +146,27 @@ class Settings:
     max_artifact: int = _option("512MiB", "Largest compiled module.", SIZE)
     artifact_cache: int = _option("1GiB", "Memory for compiled modules.", SIZE)
     drain: int = _option("10s", "Time that running calls get when the daemon stops.", DURATION)
+    user: str = _option(
+        "",
+        "User, by name or number, that the daemon becomes when started as root. [default: "
+        "sandboxd if it exists, else the first id of the range below]",
+        show=False,
+    )
     uid_base: int = _option(
         1_900_000_000,
         "First user id of the range that runners take when started as root. The range must not "
         "overlap with real users or containers.",
         COUNT,
+    )
+    isolation: str = _option(
+        "default",
+        "Layers that must hold, or the daemon does not start. default: all that do not depend on "
+        "the host's administrator; strict: all; container: for a container that allows neither "
+        "namespaces nor Landlock. `sandboxctl status` lists the layers.",
+        click.Choice(["default", "strict", "container"]),
+    )
+    require_layer: tuple[str, ...] = _option(
+        (), "A layer that must hold, too; may be repeated.", multiple=True
     )
     namespaces: str = _option(
         "auto",

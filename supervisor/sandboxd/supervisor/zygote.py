@@ -1,8 +1,8 @@
 """The supervisor's side of the zygote: start it, ask it for children, notice its death.
 
-The zygote is exec'd (never forked from this process's Python state), speaks protobuf packets over
-a SOCK_SEQPACKET pair, and is the only process that can reap children. When its control socket reads
-EOF it is gone, and in its PID namespace the kernel has killed every child with it.
+The zygote is forked by the launcher, speaks protobuf packets over a SOCK_SEQPACKET pair, and is the
+only process that can reap children. When its control socket reads EOF it is gone, and in its PID
+namespace the kernel has killed every child with it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import site
+import signal
 import socket
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from sandboxd.supervisor import faults
 from sandboxd.supervisor.child import UNKNOWN_EXIT, Child, ExitStatus
+from sandboxd.supervisor.launcher import LaunchedZygote, Launcher
 from sandboxd.wire.v1 import control_pb2
 
 log = logging.getLogger(__name__)
@@ -30,6 +29,7 @@ MAX_PACKET_BYTES = 64 * 1024
 START_TIMEOUT_S = 30.0
 # Forking takes milliseconds. A zygote that has not forked for this long is stopped or broken.
 SPAWN_TIMEOUT_S = 10.0
+REAP_TIMEOUT_S = 5.0
 
 
 class ZygoteFailed(Exception):  # noqa: N818 - a state of the world, not a bug
@@ -60,7 +60,7 @@ class Zygote:
         self._children: dict[int, Child] = {}
         self._next_id = 1
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: LaunchedZygote | None = None
         self._sock: socket.socket | None = None
         self._ready: asyncio.Future[control_pb2.ZygoteReady] = self._loop.create_future()
         self.engine_version = ""
@@ -81,33 +81,24 @@ class Zygote:
         """True if another child can be forked now."""
         return self.alive and (not self._slots or bool(self._free_uids))
 
-    async def start(self, arguments: Sequence[str]) -> None:
-        """Exec the zygote and wait until it is preloaded. Raises `ZygoteFailed`."""
+    async def start(self, launcher: Launcher, namespaces: str, required: Sequence[str]) -> None:
+        """Have it forked and wait until it is preloaded. Raises `ZygoteFailed`, `LauncherLost`."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         self._sock = ours
         with theirs:
-            # Popen execs through vfork: none of gRPC's fork handlers run, and no Python code runs
-            # between the two. -P keeps the working directory out of the import path.
-            self._process = subprocess.Popen(  # noqa: ASYNC220 - takes a millisecond
-                [
-                    *(sys.executable, "-P", "-m", "sandboxd.runner.zygote"),
-                    *("--control-fd", str(theirs.fileno()), "--parent-pid", str(os.getpid())),
-                    *arguments,
-                ],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                # A signal to the daemon's process group (Ctrl-C) is for the daemon to act on.
-                start_new_session=True,
-                env=_clean_environment(),
-                cwd="/",
-            )
+            self._process = launcher.launch(theirs, namespaces, required)
         self._loop.add_reader(ours.fileno(), self._on_readable)
         try:
             ready = await asyncio.wait_for(asyncio.shield(self._ready), START_TIMEOUT_S)
         except TimeoutError:
             await self.stop()
             raise ZygoteFailed(f"the zygote was not ready within {START_TIMEOUT_S:.0f} s") from None
+        except ZygoteFailed:
+            status = await self.reap()
+            raise ZygoteFailed(
+                f"the zygote ended with status {status}; see its message above"
+            ) from None
         self.engine_version = ready.engine_version
         self.layers = list(ready.layers)
 
@@ -223,7 +214,7 @@ class Zygote:
     # --- its own end ----------------------------------------------------------------------------
 
     def _kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None:
             self._process.kill()
 
     def _lose(self) -> None:
@@ -242,10 +233,7 @@ class Zygote:
             self._children[child_id].kill()
             self._end(child_id, UNKNOWN_EXIT)
         if not self._ready.done():
-            code = self._process.wait() if self._process is not None else -1
-            self._ready.set_exception(
-                ZygoteFailed(f"the zygote ended with status {code}; see its message above")
-            )
+            self._ready.set_exception(ZygoteFailed("the zygote ended"))
             self._ready.exception()  # nobody may be waiting for it any more
             return
         self._on_lost()
@@ -256,16 +244,15 @@ class Zygote:
         self._kill()
         self._lose()
         if self._process is not None:
-            await self._reap(self._process)
+            await self.reap()
 
     async def reap(self) -> int:
-        """Wait for a lost zygote's process and return its status."""
+        """Wait for the end of a lost zygote and return its status."""
         assert self._process is not None
-        return await self._reap(self._process)
-
-    @staticmethod
-    async def _reap(process: subprocess.Popen[bytes]) -> int:
-        return await asyncio.to_thread(process.wait)
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._process.exited), REAP_TIMEOUT_S)
+        except TimeoutError:
+            return -signal.SIGKILL
 
 
 def _nothing() -> None:
@@ -275,18 +262,3 @@ def _nothing() -> None:
 def _close_all(fds: Sequence[int]) -> None:
     for fd in fds:
         os.close(fd)
-
-
-def _clean_environment() -> dict[str, str]:
-    """The zygote's whole environment: nothing of the supervisor's leaks into a runner's memory."""
-    environment = {
-        "PATH": "/usr/local/bin:/usr/bin:/bin",
-        "LANG": "C.UTF-8",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        # Runners are many and small: one arena and one I/O thread each.
-        "MALLOC_ARENA_MAX": "1",
-        "TOKIO_WORKER_THREADS": "1",
-    }
-    if site.ENABLE_USER_SITE and site.USER_BASE:
-        environment["PYTHONUSERBASE"] = site.USER_BASE
-    return environment

@@ -1,0 +1,139 @@
+"""The launcher: theory of operation.
+
+The supervisor execs it once, before it speaks gRPC and, started as root, before it gives root up.
+It is the only process that keeps the privilege to make a zygote, and does nothing else: on command
+it forks one, and it reports when that one has ended. It parses the supervisor's packets only.
+
+A zygote is two processes. The outer one, forked here, enters the namespaces, forks the inner one,
+and only waits for it: its end is the zygote's. It ends when the launcher does, and the launcher
+when the supervisor does: by the parent-death signal, and by EOF on the socket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import signal
+import sys
+from typing import NamedTuple, NoReturn
+
+from sandboxd.runner.isolation import kernel, namespaces
+from sandboxd.runner.isolation.layers import NAMESPACES, IsolationError, LayerState
+from sandboxd.runner.reaper import Switchboard, forget_signals
+from sandboxd.wire.v1 import control_pb2
+
+EXIT_REFUSED = 3
+EXIT_ORPHANED = 4
+
+
+class _Launched(NamedTuple):
+    zygote_id: int
+    alive_fd: int
+
+
+def main() -> None:
+    """Serve until the supervisor hangs up."""
+    parser = argparse.ArgumentParser(description="Started by sandboxd; not for people.")
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--parent-pid", type=int, required=True)
+    arguments = parser.parse_args()
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != arguments.parent_pid:  # it died before the signal was armed
+        os._exit(EXIT_ORPHANED)
+    _serve(Switchboard(arguments.control_fd))
+    os._exit(0)
+
+
+def _serve(switchboard: Switchboard) -> None:
+    zygotes: dict[int, _Launched] = {}
+    for event in switchboard.events():
+        if len(event) == 3:
+            pid, status, _ = event
+            ended = zygotes.pop(pid)
+            os.close(ended.alive_fd)
+            exited = control_pb2.ZygoteExited(
+                zygote_id=ended.zygote_id, status=os.waitstatus_to_exitcode(status)
+            )
+            switchboard.send(control_pb2.LauncherEvent(exited=exited).SerializeToString())
+            continue
+        packet, fds = event
+        request = control_pb2.LaunchRequest.FromString(packet)
+        pid, alive_fd = _launch(switchboard, request, fds, [z.alive_fd for z in zygotes.values()])
+        zygotes[pid] = _Launched(request.zygote_id, alive_fd)
+        pidfd = os.pidfd_open(pid)
+        launched = control_pb2.Launched(zygote_id=request.zygote_id)
+        switchboard.send(control_pb2.LauncherEvent(launched=launched).SerializeToString(), pidfd)
+        os.close(pidfd)
+
+
+def _launch(
+    switchboard: Switchboard,
+    request: control_pb2.LaunchRequest,
+    fds: list[int],
+    alive_fds: list[int],
+) -> tuple[int, int]:
+    """Fork a zygote; return its pid, and the end of a pipe that tells it that we still live."""
+    alive_read, alive_write = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid:
+        for fd in (alive_read, *fds):
+            os.close(fd)
+        return pid, alive_write
+    try:
+        forget_signals()
+        switchboard.control.close()
+        for fd in (alive_write, *alive_fds):
+            os.close(fd)
+        _be_outer(request, fds[0], alive_read)
+    except IsolationError as error:
+        _refuse(error)
+    finally:
+        os._exit(EXIT_REFUSED)
+
+
+def _be_outer(request: control_pb2.LaunchRequest, control_fd: int, alive_fd: int) -> NoReturn:
+    _die_with_parent(alive_fd)
+    required = frozenset(request.required_layers)
+    if request.namespaces == "off":
+        layer = LayerState(NAMESPACES, active=False, detail="switched off by --namespaces=off")
+    else:
+        layer = namespaces.unshare(required=NAMESPACES in required)
+    inner_read, inner_write = os.pipe2(os.O_CLOEXEC)
+    inner = os.fork()
+    if inner == 0:
+        os.close(inner_write)
+        _die_with_parent(inner_read)
+        _be_inner(control_fd, layer, required)
+    os.close(inner_read)
+    os.close(control_fd)
+    _, status = os.waitpid(inner, 0)
+    code = os.waitstatus_to_exitcode(status)
+    os._exit(code if code >= 0 else 128 - code)
+
+
+def _be_inner(control_fd: int, layer: LayerState, required: frozenset[str]) -> NoReturn:
+    # Imported here: the launcher and the outer process need none of it.
+    from sandboxd.runner.zygote import Zygote
+
+    try:
+        Zygote(control_fd, layer, required).run()
+    except IsolationError as error:
+        _refuse(error)
+
+
+def _die_with_parent(alive_fd: int) -> None:
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Process ids do not reach across namespaces, but the end of a pipe does.
+    if select.select([alive_fd], [], [], 0)[0]:
+        os._exit(EXIT_ORPHANED)
+    os.close(alive_fd)
+
+
+def _refuse(error: IsolationError) -> NoReturn:
+    print(f"sandboxd: {error}", file=sys.stderr, flush=True)
+    os._exit(EXIT_REFUSED)
+
+
+if __name__ == "__main__":
+    main()

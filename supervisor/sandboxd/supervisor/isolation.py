@@ -1,0 +1,52 @@
+"""Which layers of isolation must hold: presets, and what an operator adds.
+
+The layers themselves live in the runner; here they are names. A required layer that cannot be
+applied, or does not verify, stops the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+# What every child applies to itself, on every host that is supported.
+_WALL = frozenset(
+    {
+        "descriptors",
+        "session",
+        "rlimits",
+        "capabilities",
+        "uid",
+        "no-new-privs",
+        "non-dumpable",
+        "libffi-page",
+        "parent-death",
+        "seccomp",
+        "seccomp-sealed",
+    }
+)
+PRESETS: dict[str, frozenset[str]] = {
+    # Everything that does not depend on the administrator of the host.
+    "default": _WALL | {"landlock"},
+    # Everything there is.
+    "strict": _WALL | {"landlock", "namespaces", "empty-root", "mdwe"},
+    # Inside a container that allows neither namespaces nor Landlock and is itself the outer wall.
+    "container": _WALL,
+}
+LAYERS = PRESETS["strict"]
+
+
+class UnknownLayer(Exception):  # noqa: N818 - names what is wrong
+    """A layer that does not exist was required."""
+
+
+def required_layers(preset: str, added: Iterable[str], namespaces: str) -> tuple[str, ...]:
+    """Return the names of the layers that must hold, sorted. Raises `UnknownLayer`."""
+    unknown = set(added) - LAYERS
+    if unknown:
+        raise UnknownLayer(
+            f"no layer {', '.join(sorted(unknown))}; there are {', '.join(sorted(LAYERS))}"
+        )
+    required = PRESETS[preset] | set(added)
+    if namespaces == "require":
+        required |= {"namespaces", "empty-root"}
+    return tuple(sorted(required))
