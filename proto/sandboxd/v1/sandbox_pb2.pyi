@@ -223,6 +223,7 @@ class ExecuteRequest(_message.Message):
     WASI_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     PROCESS_FIELD_NUMBER: _builtins.int
+    REQUIRE_LAYERS_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """Digest of a pushed module: "sha256:" and 64 lower-case hex digits."""
     wasm: _builtins.bytes
@@ -247,6 +248,13 @@ class ExecuteRequest(_message.Message):
     def limits(self) -> Global___Limits:
         """Limits; absent means the server's defaults."""
 
+    @_builtins.property
+    def require_layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Layers of isolation that must be active, by name ("landlock"), or the call
+        is refused with FAILED_PRECONDITION before anything runs. Names as in
+        AdminService.GetStatus.
+        """
+
     def __init__(
         self,
         *,
@@ -257,10 +265,11 @@ class ExecuteRequest(_message.Message):
         wasi: _call_pb2.WasiCommand | None = ...,
         limits: Global___Limits | None = ...,
         process: Global___ProcessPolicy.ValueType = ...,
+        require_layers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "call", b"call", "digest", b"digest", "limits", b"limits", "module", b"module", "typed", b"typed", "wasi", b"wasi", "wasm", b"wasm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "call", b"call", "digest", b"digest", "limits", b"limits", "module", b"module", "process", b"process", "typed", b"typed", "wasi", b"wasi", "wasm", b"wasm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "call", b"call", "digest", b"digest", "limits", b"limits", "module", b"module", "process", b"process", "require_layers", b"require_layers", "typed", b"typed", "wasi", b"wasi", "wasm", b"wasm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["typed", "bytes", "wasi"]  # noqa: Y015
     _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
@@ -524,6 +533,8 @@ class Receipt(_message.Message):
     ENGINE_VERSION_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     SELF_REPORTED_FIELD_NUMBER: _builtins.int
+    ISOLATION_LAYERS_FIELD_NUMBER: _builtins.int
+    ISOLATION_PROFILE_FIELD_NUMBER: _builtins.int
     module_digest: _builtins.str
     """Digest of the module."""
     queue_time_ns: _builtins.int
@@ -550,6 +561,8 @@ class Receipt(_message.Message):
     """How warm the process was."""
     engine_version: _builtins.str
     """Version of the embedded WebAssembly engine."""
+    isolation_profile: _builtins.str
+    """The preset of required layers that the daemon was started with."""
     @_builtins.property
     def limits(self) -> Global___Limits:
         """The limits that applied."""
@@ -557,6 +570,10 @@ class Receipt(_message.Message):
     @_builtins.property
     def self_reported(self) -> Global___SelfReported:
         """What the runner reported about itself; absent if it ended without."""
+
+    @_builtins.property
+    def isolation_layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Layers of isolation that were active around the guest, by name."""
 
     def __init__(
         self,
@@ -574,10 +591,12 @@ class Receipt(_message.Message):
         engine_version: _builtins.str = ...,
         limits: Global___Limits | None = ...,
         self_reported: Global___SelfReported | None = ...,
+        isolation_layers: _abc.Iterable[_builtins.str] | None = ...,
+        isolation_profile: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "self_reported", b"self_reported"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind_time_ns", b"bind_time_ns", "bytes_in", b"bytes_in", "bytes_out", b"bytes_out", "compile_time_ns", b"compile_time_ns", "cpu_time_ns", b"cpu_time_ns", "engine_version", b"engine_version", "limits", b"limits", "module_digest", b"module_digest", "peak_memory_bytes", b"peak_memory_bytes", "queue_time_ns", b"queue_time_ns", "run_time_ns", b"run_time_ns", "self_reported", b"self_reported", "start_kind", b"start_kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind_time_ns", b"bind_time_ns", "bytes_in", b"bytes_in", "bytes_out", b"bytes_out", "compile_time_ns", b"compile_time_ns", "cpu_time_ns", b"cpu_time_ns", "engine_version", b"engine_version", "isolation_layers", b"isolation_layers", "isolation_profile", b"isolation_profile", "limits", b"limits", "module_digest", b"module_digest", "peak_memory_bytes", b"peak_memory_bytes", "queue_time_ns", b"queue_time_ns", "run_time_ns", b"run_time_ns", "self_reported", b"self_reported", "start_kind", b"start_kind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

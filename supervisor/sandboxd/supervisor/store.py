@@ -113,12 +113,11 @@ class Store:
     """Modules on disk, indexed in memory by (tenant, digest)."""
 
     def __init__(self, state_dir: Path, max_module_bytes: int) -> None:
-        self._modules = state_dir / "modules"
-        self._incoming = state_dir / "incoming"
+        self._modules = self._incoming = state_dir  # set by open()
         self._max_module_bytes = max_module_bytes
         self._index: dict[str, dict[str, module_pb2.Module]] = {}
         self._order: dict[str, list[str]] = {}
-        self._lock_fd = -1
+        self._lock_fd = self._base_fd = -1
         self._state_dir = state_dir
 
     def open(self) -> None:
@@ -138,6 +137,12 @@ class Store:
             raise StateDirectoryBusy(
                 f"another sandboxd uses {self._state_dir}; stop it or pass another --state-dir"
             ) from None
+        # By descriptor from here on: once root is given up, the way to the directory may be barred,
+        # and whoever swaps a directory on the way changes nothing.
+        self._base_fd = os.open(self._state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        base = Path(f"/proc/self/fd/{self._base_fd}")
+        self._modules = base / "modules"
+        self._incoming = base / "incoming"
         shutil.rmtree(self._incoming, ignore_errors=True)
         self._incoming.mkdir(mode=0o700)
         self._modules.mkdir(mode=0o700, exist_ok=True)
@@ -152,15 +157,18 @@ class Store:
             module = module_pb2.Module.FromString((entry / META_NAME).read_bytes())
             size = (entry / WASM_NAME).stat().st_size
         except (OSError, DecodeError) as error:
-            log.error("stored module %s cannot be read and is not served: %s", entry, error)
+            log.error("stored module %s cannot be read and is not served: %s", entry.name, error)
             return
         if module.digest != DIGEST_PREFIX + entry.name or module.size_bytes != size:
-            log.error("stored module %s is damaged and is not served", entry)
+            log.error("stored module %s is damaged and is not served", entry.name)
             return
         self._index.setdefault(tenant, {})[module.digest] = module
 
     def close(self) -> None:
         """Unlock the directory."""
+        if self._base_fd >= 0:
+            os.close(self._base_fd)
+            self._base_fd = -1
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1

@@ -270,22 +270,30 @@ class IsolationLayer(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Stable name."""
     active: _builtins.bool
     """Applied and verified."""
     detail: _builtins.str
     """What was verified, or why it is not active."""
+    remedy: _builtins.str
+    """What can be done to have it; empty if it is active."""
+    reason: _builtins.str
+    """What it is for."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         active: _builtins.bool = ...,
         detail: _builtins.str = ...,
+        remedy: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "detail", b"detail", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "detail", b"detail", "name", b"name", "reason", b"reason", "remedy", b"remedy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
