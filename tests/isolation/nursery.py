@@ -1,6 +1,6 @@
 """A small zygote for tests: preloads the engine, takes its place, and forks a child per request.
 
-Run as a script with a mode and the number of an inherited socket. Requests and answers are
+Run as a module with a mode and the number of an inherited socket. Requests and answers are
 pickles with a 4-byte length. Modes:
 
 root    namespaces and empty root, entered as root; children take a user id of their own
@@ -11,7 +11,6 @@ ordinary  the same as an ordinary user
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
 import signal
@@ -19,10 +18,11 @@ import socket
 import struct
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
-import scenarios
-from nursery_client import ORDINARY_USER
+from tests.isolation import attacks, child, scenarios, work
+from tests.isolation.nursery_client import ORDINARY_USER
 
 from sandboxd.runner.isolation import kernel, libffi, namespaces
 from sandboxd.runner.isolation.layers import IsolationError
@@ -51,11 +51,19 @@ def become_ordinary_user() -> None:
     kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
 
 
+def scenario(name: str) -> Callable[..., object]:
+    for module in (attacks, scenarios, work):
+        if name in vars(module):
+            found: Callable[..., object] = vars(module)[name]
+            return found
+    raise LookupError(name)
+
+
 def run_child(name: str, arguments: dict[str, object], result_fd: int) -> None:
     """The child: runs a scenario and reports what it returned or raised."""
     try:
         try:
-            answer: tuple[object, ...] = ("returned", getattr(scenarios, name)(**arguments))
+            answer: tuple[object, ...] = ("returned", scenario(name)(**arguments))
         except IsolationError as error:
             answer = ("raised", "IsolationError", error.layer, error.cause)
         except Exception as error:  # noqa: BLE001 - reported to the test
@@ -70,7 +78,7 @@ def answer_request(name: str, arguments: dict[str, object]) -> tuple[int, object
     pid = os.fork()
     if pid == 0:
         os.close(reading)
-        scenarios.RESULT_FD = writing
+        child.RESULT_FD = writing
         run_child(name, arguments, writing)
     os.close(writing)
     with open(reading, "rb") as result:
@@ -82,17 +90,18 @@ def answer_request(name: str, arguments: dict[str, object]) -> tuple[int, object
 def serve(channel: socket.socket) -> None:
     while True:
         try:
-            name, arguments = receive(channel)  # type: ignore[misc]
+            request = receive(channel)
         except EOFError:
             return
-        send(channel, answer_request(name, arguments))
+        assert isinstance(request, tuple)
+        send(channel, answer_request(*request))
 
 
 def main() -> None:
     mode, number = sys.argv[1], int(sys.argv[2])
     channel = socket.socket(fileno=number)
-    scenarios.MODE = mode
-    scenarios.preload()
+    child.MODE = mode
+    child.preload()
     if mode == "root":
         os.setgroups((1, 2))
     if mode in {"user", "ordinary"} and os.geteuid() == 0:
@@ -113,8 +122,8 @@ def main() -> None:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         libffi.find_writable_code()
         for name in ("uid_map", "gid_map", "setgroups"):
-            scenarios.USER_MAPS[name] = Path("/proc/self", name).read_text("utf-8")
-        scenarios.USER_MAPS["user"] = str(os.geteuid())
+            child.USER_MAPS[name] = Path("/proc/self", name).read_text("utf-8")
+        child.USER_MAPS["user"] = str(os.geteuid())
         states.append(namespaces.enter_empty_root(required=True))
         send(channel, ("ready", states))
         serve(channel)
@@ -124,5 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Created before the page is made read-only, as every callback must be.
-    ctypes.CFUNCTYPE(None)(main)()
+    main()

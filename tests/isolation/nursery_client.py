@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_SCRIPT = Path(__file__).with_name("nursery.py")
+_ROOT = Path(__file__).parents[2]
 #: User and group id that a nursery takes when root asks for an ordinary user.
 ORDINARY_USER = 65533
 _length = struct.Struct("=I")
@@ -55,7 +55,8 @@ class Nursery:
         self._channel = ours
         environment = os.environ | {"TOKIO_WORKER_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, str(_SCRIPT), mode, str(theirs.fileno())],
+            [sys.executable, "-m", "tests.isolation.nursery", mode, str(theirs.fileno())],
+            cwd=_ROOT,
             pass_fds=[theirs.fileno()],
             env=environment,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from tests.isolation import scenarios
+from tests.isolation import attacks
 from tests.isolation.nursery_client import Nursery
 
 #: Attacks that do not end the process: what a runner, a sealed runner and a compiler get.
@@ -68,7 +68,7 @@ ONE_WALL_AGAINST_ROOT = [
 
 
 @pytest.mark.parametrize("kind", ["runner", "sealed runner", "compiler"])
-@pytest.mark.parametrize("name", scenarios.ATTACKS)
+@pytest.mark.parametrize("name", attacks.ATTACKS)
 def test_no_attack_gets_through_the_whole_lock_down(nursery: Nursery, name: str, kind: str) -> None:
     if name in X86_ONLY and os.uname().machine != "x86_64":
         pytest.skip("this architecture has no such call")

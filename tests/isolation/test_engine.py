@@ -19,6 +19,7 @@ ARITHMETIC = """
     (call $log (local.get 0))
     (i32.add (local.get 0) (local.get 1)))
   (func (export "grow") (param i32) (result i32) (memory.grow (local.get 0)))
+  (func (export "size") (result i32) (memory.size))
   (func $boom (export "boom") unreachable)
   (func (export "divide") (param i32 i32) (result i32)
     (i32.div_s (local.get 0) (local.get 1)))
@@ -66,7 +67,7 @@ COMMAND = """
         (i32.const 0) (i64.const 0) (i64.const 0) (i32.const 0) (i32.const 120)))
       (then unreachable))
     (if (i32.eqz (call $prestat (i32.const 3) (i32.const 120))) (then unreachable))
-    (call $must (call $stat (i32.const 1) (i32.const 700)))
+    (call $must (call $stat (i32.const 1) (i32.const 704)))
     (call $must (call $env (i32.const 120) (i32.const 124)))
     (call $must (call $args (i32.const 120) (i32.const 124)))
     (call $must (call $yield))
@@ -137,7 +138,7 @@ def test_a_thread_blocked_on_a_pipe_interrupts_a_spinning_guest(
 
 
 def test_a_module_that_came_in_as_a_descriptor_runs(nursery: Nursery, artifact: bytes) -> None:
-    outcome = nursery.run("receive_module", artifact=artifact, export="grow")
+    outcome = nursery.run("receive_module", artifact=artifact, export="size")
     assert outcome.value == 1
 
 
@@ -168,6 +169,7 @@ def test_ordinary_python_works(nursery: Nursery) -> None:
         "traceback": "ValueError: xxxxxxxxxx",
         "threads": 300,
         "clocks": True,
+        "repr": True,
         "random": 16,
         "deep": "RecursionError",
     }

@@ -77,10 +77,8 @@ FAULTS = {
     "PR_SET_PDEATHSIG": ("parent-death", prctl(kernel.PR_SET_PDEATHSIG), {"root", "user"}),
     "seccomp": ("seccomp", SECCOMP, {"root", "user"}),
 }
-#: Lies that change nothing: leaving user id 0 had already emptied the sets.
-HARMLESS_LIES = {("root", "capset")}
-#: The layer that shows the fault first, where it is not the layer of the call: without the
-#: right ids or without NO_NEW_PRIVS the next steps fail too, but only if this one is optional.
+#: Lies that change nothing: leaving user id 0 had already emptied the sets and the flag.
+HARMLESS_LIES = {("root", "capset"), ("root", "PR_SET_DUMPABLE")}
 SEALING = {
     "PR_SET_MDWE": ("mdwe", prctl(kernel.PR_SET_MDWE)),
     "seccomp": ("seccomp-sealed", SECCOMP),

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxd.runner.isolation import syscalls
+from sandboxd.runner.isolation.policy import Profile
 from sandboxd.runner.isolation.seccomp import (
     ALLOW,
     ALWAYS,
@@ -121,7 +122,7 @@ def calls(draw: st.DrawFn, machine: str, numbers: list[int]) -> Call:
     return draw(st.one_of(pool)), arch, draw(st.tuples(*[arguments] * 6))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, database=None, max_examples=150)
 @given(st.data(), st.sampled_from(MACHINES), rule_tables, actions)
 def test_a_program_answers_what_its_rules_say(
     data: st.DataObject, machine: str, rules: dict[int, Rule], default: int
@@ -142,12 +143,12 @@ TABLES = [
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("table", TABLES, ids=["runner", "compiler", "sealed"])
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, database=None, max_examples=100)
 @given(data=st.data())
 def test_the_real_tables_mean_what_they_say(
     data: st.DataObject,
     machine: str,
-    table: tuple[tuple[syscalls.Row, ...], syscalls.Profile, int],
+    table: tuple[tuple[syscalls.Row, ...], Profile, int],
 ) -> None:
     rows, profile, default = table
     rules = syscalls.rules(rows, machine, profile)

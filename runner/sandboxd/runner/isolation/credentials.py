@@ -35,17 +35,20 @@ def _may_bound() -> bool:
     return bool(kernel.capabilities()[0] >> _CAP_SETPCAP & 1)
 
 
-def bound_capabilities(_policy: ChildPolicy) -> None:
+def bound_capabilities(_policy: ChildPolicy | None = None) -> None:
     """Empty the bounding and ambient sets and lock the securebits.
 
-    A process without CAP_SETPCAP cannot shrink its bounding set. It has no capability to keep
-    either, and NO_NEW_PRIVS makes the set unreachable.
+    Children inherit all three: a parent that has done this once, and keeps the capabilities that
+    it holds, saves each of them 40 copies of its credentials. A process without CAP_SETPCAP
+    cannot shrink its bounding set. It has no capability to keep either, and NO_NEW_PRIVS makes
+    the set unreachable.
     """
     kernel.prctl(kernel.PR_CAP_AMBIENT, kernel.PR_CAP_AMBIENT_CLEAR_ALL)
     if not _may_bound():
         return
     for capability in range(LAST_CAPABILITY + 1):
-        kernel.prctl(kernel.PR_CAPBSET_DROP, capability)
+        if kernel.prctl(kernel.PR_CAPBSET_READ, capability):
+            kernel.prctl(kernel.PR_CAPBSET_DROP, capability)
     kernel.prctl(kernel.PR_SET_SECUREBITS, _SECUREBITS)
 
 

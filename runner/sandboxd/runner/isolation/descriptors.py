@@ -14,11 +14,17 @@ from sandboxd.runner.isolation.layers import NotInForceError
 
 #: Descriptors below this number are checked one by one. close_range(2) closes those above as
 #: well; a zygote never has that many.
-_CHECKED: Final = 1024
+_CHECKED: Final = 256
 _UINT_MAX: Final = 0xFFFFFFFF
 _STANDARD_STREAMS: Final = (0, 1, 2)
 _POLLNVAL: Final = 0x20
 _pollfd: Final = struct.Struct("=ihh")
+# Built once, in the parent: what is asked about every descriptor, and the answer of a closed one.
+_ASKED: Final = b"".join(_pollfd.pack(fd, 0, 0) for fd in range(_CHECKED))
+_CLOSED: Final = b"".join(_pollfd.pack(fd, 0, _POLLNVAL) for fd in range(_CHECKED))
+_Pollfds = ctypes.c_char * len(_ASKED)
+# poll(2) passes over a negative descriptor.
+_SKIPPED: Final = _pollfd.pack(-1, 0, 0)
 _poll = ctypes.CDLL(None, use_errno=True).poll
 _poll.argtypes = (ctypes.c_void_p, ctypes.c_ulong, ctypes.c_int)
 _poll.restype = ctypes.c_int
@@ -59,19 +65,21 @@ def _occupy_standard_streams(keep: frozenset[int]) -> None:
 
 def verify_closed(keep: frozenset[int]) -> str:
     """Check with one poll(2) that nothing else is open; return what was checked."""
-    stay = keep.union(_STANDARD_STREAMS)
     soft_limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # poll(2) takes no more entries than the limit allows descriptors.
     bound = _CHECKED if soft_limit == resource.RLIM_INFINITY else min(_CHECKED, soft_limit)
-    closed = [fd for fd in range(bound) if fd not in stay]
-    asked = ctypes.create_string_buffer(b"".join(_pollfd.pack(fd, 0, 0) for fd in closed))
-    if _poll(ctypes.addressof(asked), len(closed), 0) < 0:
+    asked, expected = bytearray(_ASKED), bytearray(_CLOSED)
+    for fd in keep.union(_STANDARD_STREAMS):
+        if fd < bound:
+            entry = slice(fd * _pollfd.size, (fd + 1) * _pollfd.size)
+            asked[entry] = expected[entry] = _SKIPPED
+    # What lies beyond the bound stays as it was asked.
+    expected[bound * _pollfd.size :] = asked[bound * _pollfd.size :]
+    if _poll(_Pollfds.from_buffer(asked), bound, 0) < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"poll: {os.strerror(number)}")
-    expected = b"".join(_pollfd.pack(fd, 0, _POLLNVAL) for fd in closed)
-    if asked.raw[:-1] != expected:
-        left = [
-            fd for fd, _events, seen in _pollfd.iter_unpack(asked.raw[:-1]) if seen != _POLLNVAL
-        ]
+    if asked != expected:
+        polled = _pollfd.iter_unpack(asked[: bound * _pollfd.size])
+        left = [fd for fd, _, seen in polled if fd >= 0 and seen != _POLLNVAL]
         raise NotInForceError(f"descriptors {left} are still open")
     return f"{len(keep)} kept, no other open below {bound}"

@@ -61,7 +61,7 @@ _ulong = ctypes.c_ulong
 
 
 class _SockFprog(ctypes.Structure):
-    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
 def _prototype(name: str, *argtypes: type) -> ctypes._NamedFuncPointer:
@@ -99,7 +99,9 @@ def _numbered(call: str) -> int:
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     """prctl(2); returns its non-negative result."""
-    return _checked(_prctl(option, arg2, arg3, arg4, arg5), f"prctl({option}, {arg2})")
+    result: int = _prctl(option, arg2, arg3, arg4, arg5)
+    # The lock-down makes a hundred of these calls: the message is only made when it is needed.
+    return result if result != -1 else _checked(result, f"prctl({option}, {arg2})")
 
 
 def parent_death_signal() -> int:
@@ -157,10 +159,14 @@ class _CapabilityData(ctypes.Structure):
     )
 
 
+# Made here and not where it is used: making a ctypes type costs more than the call.
+_CapabilitySets = _CapabilityData * 2
+
+
 def capabilities() -> tuple[int, int, int]:
     """This thread's effective, permitted and inheritable sets, as 64-bit masks."""
     header = _CapabilityHeader(_LINUX_CAPABILITY_VERSION_3, 0)
-    data = (_CapabilityData * 2)()
+    data = _CapabilitySets()
     _checked(_capget(ctypes.addressof(header), ctypes.addressof(data)), "capget")
     low, high = data
     return (
@@ -173,7 +179,7 @@ def capabilities() -> tuple[int, int, int]:
 def clear_capabilities() -> None:
     """Empty this thread's effective, permitted and inheritable sets."""
     header = _CapabilityHeader(_LINUX_CAPABILITY_VERSION_3, 0)
-    data = (_CapabilityData * 2)()
+    data = _CapabilitySets()
     _checked(_capset(ctypes.addressof(header), ctypes.addressof(data)), "capset")
 
 
@@ -209,9 +215,10 @@ def landlock_abi() -> int:
 
 def landlock_create_ruleset(attributes: bytes) -> int:
     """Create a ruleset from a packed landlock_ruleset_attr; returns its descriptor."""
-    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    buffer = ctypes.c_char_p(attributes)
+    address = ctypes.c_void_p.from_buffer(buffer).value or 0
     return _checked(
-        _syscall(_LANDLOCK_CREATE_RULESET, ctypes.addressof(buffer), len(attributes), 0, 0, 0, 0),
+        _syscall(_LANDLOCK_CREATE_RULESET, address, len(attributes), 0, 0, 0, 0),
         "landlock_create_ruleset",
     )
 
@@ -223,8 +230,7 @@ def landlock_restrict_self(ruleset: int) -> None:
 
 def load_filter(program: bytes) -> None:
     """Stack a classic-BPF program (packed sock_filter entries) on all threads of this process."""
-    buffer = ctypes.create_string_buffer(program, len(program))
-    fprog = _SockFprog(len(program) // 8, ctypes.addressof(buffer))
+    fprog = _SockFprog(len(program) // 8, program)
     result = _checked(
         _syscall(
             _numbered("seccomp"),

@@ -111,6 +111,7 @@ _PRCTL_OF_RUNNER: Final = Rule(
 )
 _PRCTL_OF_COMPILER: Final = Rule((_CANARY_LOCKED, _NAME_MAPPING))
 
+_NO_ADDRESS: Final = "repr() of a Python socket, in a traceback or warning, asks and takes an errno"
 _NO_FILES: Final = "there are no files; an errno lets libraries and tracebacks go on without them"
 
 
@@ -152,6 +153,8 @@ ROWS: Final = (
     Row("fcntl", 72, 25, _FCNTL, _RUNNER, "the engine seals memory images, the event loop dups"),
     Row("ioctl", 16, 29, _fails(errno.ENOTTY), _ALL, "isatty; no other request is let through"),
     Row("recvmsg", 47, 212, ALWAYS, _RUNNER, "the artifact's descriptor, until sealed"),
+    Row("getsockname", 51, 204, _fails(errno.EACCES), _ALL, _NO_ADDRESS),
+    Row("getpeername", 52, 205, _fails(errno.EACCES), _ALL, _NO_ADDRESS),
     # Threads and locks
     Row("clone", 56, 220, _THREAD, _RUNNER, "the interrupt thread and the engine's event loop"),
     Row("clone3", 435, 435, _fails(errno.ENOSYS), _RUNNER, "flags out of reach: glibc uses clone"),
