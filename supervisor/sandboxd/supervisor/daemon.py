@@ -16,7 +16,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from sandboxd.supervisor import endpoints, faults, isolation, privileges
+from sandboxd.supervisor import endpoints, faults, host, isolation, privileges
 from sandboxd.supervisor.artifacts import ArtifactCache
 from sandboxd.supervisor.compilation import CompileConfig, CompileService
 from sandboxd.supervisor.execution import Executor
@@ -84,6 +84,7 @@ class Daemon:
         self._required = isolation.required_layers(
             settings.isolation, settings.require_layer, settings.namespaces
         )
+        self._host = host.describe(self._as_root)
         self._zygote: Zygote | None = None
         self._zygote_starts = 0
         self._replacing: asyncio.Task[None] | None = None
@@ -182,6 +183,7 @@ class Daemon:
             privileges.give_up_root(become)
         except (privileges.PrivilegeError, OSError) as error:
             raise StartError(f"as root: {error}") from error
+        self._host.supervisor_uid = os.geteuid()
         log.info("runs as user %d from here on", become.uid)
 
     async def _drain(self, server: aio.Server) -> None:
@@ -243,6 +245,8 @@ class Daemon:
         self._zygote = zygote
         self._layers.update((layer.name, layer) for layer in zygote.layers)
         self._executor.engine_version = zygote.engine_version
+        self._executor.isolation_profile = self._settings.isolation
+        self._tell_layers()
         self._compiles.use_zygote(zygote, _processes(settings, zygote, self._as_root))
         self._pool.use_zygote(zygote, _processes(settings, zygote, self._as_root))
 
@@ -298,6 +302,12 @@ class Daemon:
             # One process where a layer does not hold is enough to say that it does not.
             if known is None or known.active:
                 self._layers[layer.name] = layer
+        self._tell_layers()
+
+    def _tell_layers(self) -> None:
+        active = tuple(layer.name for layer in self._layers.values() if layer.active)
+        if active != self._executor.active_layers:
+            self._executor.active_layers = active
 
     # --- status -----------------------------------------------------------------------------------
 
@@ -327,9 +337,18 @@ class Daemon:
             ),
             runners=[describe_runner(runner, now) for runner in runners],
             layers=[
-                admin_pb2.Layer(name=layer.name, active=layer.active, detail=layer.detail)
+                admin_pb2.Layer(
+                    name=layer.name,
+                    active=layer.active,
+                    detail=layer.detail,
+                    required=layer.name in self._required,
+                    remedy=layer.remedy,
+                    reason=layer.reason,
+                )
                 for layer in self._layers.values()
             ],
+            isolation_profile=self._settings.isolation,
+            host=self._host,
             modules=self._store.count(),
             zygote_pid=self._zygote.pid if self._zygote is not None else 0,
             compiling=self._compiles.working,

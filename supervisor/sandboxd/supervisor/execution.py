@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -91,6 +91,8 @@ class Executor:
         self._abandoned: set[asyncio.Task[None]] = set()
         self._default_limits = policy.resolve(sandbox_pb2.Limits())
         self.engine_version = ""
+        self.isolation_profile = ""
+        self.active_layers: tuple[str, ...] = ()
 
     async def execute(
         self, tenant: str, request: sandbox_pb2.ExecuteRequest, grpc_remaining_s: float | None
@@ -98,6 +100,8 @@ class Executor:
         """Return what the guest did. Raises `faults.Fault` for anything else."""
         arrived_at = self._loop.time()
         requests.check(request)
+        if request.require_layers:
+            self._check_layers(request.require_layers)
         limits = (
             self._policy.resolve(request.limits)
             if request.HasField("limits")
@@ -126,6 +130,15 @@ class Executor:
             raise
         self._stats.outcome(str(response.WhichOneof("outcome")), self._since_ns(arrived_at))
         return response
+
+    def _check_layers(self, required: Iterable[str]) -> None:
+        missing = sorted(set(required).difference(self.active_layers))
+        if missing:
+            raise faults.LayerNotActive(
+                f"not active on this host: {', '.join(missing)}; see `sandboxctl doctor`",
+                field="require_layers",
+                metadata={"layers": ",".join(missing)},
+            )
 
     def _key(self, tenant: str, request: sandbox_pb2.ExecuteRequest, limits: CallLimits) -> Key:
         if request.HasField("wasm"):
@@ -408,6 +421,8 @@ class Executor:
         receipt.start_kind = call.start_kind
         receipt.engine_version = self.engine_version
         receipt.limits.CopyFrom(call.limits.message())
+        receipt.isolation_layers.extend(self.active_layers)
+        receipt.isolation_profile = self.isolation_profile
         if isinstance(ending, runner_pb2.Result):
             reported = receipt.self_reported
             reported.linear_memory_bytes = ending.linear_memory_bytes

@@ -14,6 +14,7 @@ them for users.
     ├── ExportNotFound        INVALID_ARGUMENT   the module has no such function
     ├── ArgumentMismatch      INVALID_ARGUMENT   arguments do not fit the signature
     ├── ModuleNotFound        NOT_FOUND
+    ├── LayerNotActive        FAILED_PRECONDITION a required layer of isolation is not active
     ├── QueueFull             RESOURCE_EXHAUSTED retryable
     ├── StoreFull             RESOURCE_EXHAUSTED
     ├── RunnerLost            UNAVAILABLE        retryable: the process was killed from outside
@@ -147,6 +148,13 @@ class ModuleNotFound(Fault):
 
     status = grpc.StatusCode.NOT_FOUND
     reason = "MODULE_NOT_FOUND"
+
+
+class LayerNotActive(Fault):
+    """A layer of isolation that the request requires is not active. Metadata: layers."""
+
+    status = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "LAYER_NOT_ACTIVE"
 
 
 class QueueFull(Fault):
