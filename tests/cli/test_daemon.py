@@ -44,8 +44,38 @@ def test_status_shows_every_part(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
     assert document["pool"]["capacity"] == 64
     assert document["runners"][0]["tenant"] == EVIL
     assert document["runners"][0]["state"] == "BUSY"
-    assert document["layers"][1] == {"name": "cgroup", "active": False, "detail": "no delegation"}
+    assert document["layers"][1] == {
+        "name": "cgroup",
+        "active": False,
+        "detail": "no delegation",
+        "required": False,
+        "remedy": "",
+        "reason": "",
+    }
     assert set(document) == set(status.DESCRIPTOR.fields_by_name)
+
+
+def test_doctor_tells_what_is_missing_and_what_to_do(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
+    status = daemon.status
+    status.engine_version, status.isolation_profile = "50.0.0", "default"
+    status.host.engine_package_version, status.host.kernel = "50.0.1", "6.1.0"
+    status.host.supervisor_uid = 1000
+    status.layers.add(name="seccomp", active=True, detail="verified", required=True)
+    status.layers.add(name="cgroup", active=False, detail="none", remedy="delegate it \x1b[31m")
+    done = ctl("doctor")
+    assert done.code == 0
+    out = done.out.decode()
+    assert "the engine is 50.0.0, though its package says 50.0.1" in out
+    assert r"cgroup is not active: delegate it \x1b[31m" in out
+    assert "\x1b" not in out
+    assert ctl("doctor", "--strict").code == 1
+    document = ctl("doctor", "-o", "json").json
+    assert set(document) == {
+        "isolation_profile", "engine_version", "host", "layers", "findings",
+    }  # fmt: skip
+    assert len(document["findings"]) == 2
+    status.layers.add(name="landlock", active=False, required=True)
+    assert ctl("doctor").code == 1
 
 
 def test_an_empty_status_is_shown_too(daemon: FakeDaemon, ctl: Sandboxctl) -> None:

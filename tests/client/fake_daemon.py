@@ -165,6 +165,8 @@ class FakeDaemon(
 
     async def Push(self, request_iterator: Any, context: Any) -> module_pb2.PushResponse:  # noqa: N802
         header, chunks = module_pb2.PushHeader(), []
+        # However late the cancellation arrives: on a busy machine even after an answer was made.
+        context.add_done_callback(lambda done: self.cancelled.set() if done.cancelled() else None)
         try:
             async for request in request_iterator:
                 if request.HasField("header"):

@@ -147,13 +147,15 @@ def test_the_status_comes_back_in_full(daemon: FakeDaemon, client: Client) -> No
     daemon.status.latency.p99_ns = 77
     daemon.status.outcomes.add(name="QUEUE_FULL", count=4, fault=True)
     daemon.status.runners.add(pid=5, state=admin_pb2.RUNNER_STATE_BUSY, tenant="t")
-    daemon.status.layers.add(name="seccomp", active=True, detail="45 rules")
+    daemon.status.layers.add(
+        name="seccomp", active=True, detail="45 rules", required=True, reason="fewer calls"
+    )
     status = client.status()
     assert (status.version, status.engine_version) == ("9.9.9", "50.0.0")
     assert (status.pool.capacity, status.queue.depth, status.latency.p99_ns) == (8, 2, 77)
     assert status.outcomes == (api.OutcomeCount("QUEUE_FULL", 4, True),)
     assert status.runners[0].state is api.RunnerState.BUSY
-    assert status.layers == (api.Layer("seccomp", True, "45 rules"),)
+    assert status.layers == (api.Layer("seccomp", True, "45 rules", True, "", "fewer calls"),)
     assert status.start_time == datetime.fromtimestamp(CREATED_S, UTC)
 
 

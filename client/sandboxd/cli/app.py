@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import click
 
 from sandboxd.cli.call import call
+from sandboxd.cli.doctor import doctor
 from sandboxd.cli.failure import conclude
 from sandboxd.cli.module import module
 from sandboxd.cli.run import run
@@ -32,13 +33,14 @@ def cli() -> None:
       sandboxctl call add.wasm add 2 -3       call an exported function
       sandboxctl module push add.wasm         store a module, print its digest
       sandboxctl status                       see what the daemon is doing
+      sandboxctl doctor                       see what isolates the guests
 
     Every command has examples of its own: sandboxctl COMMAND --help. The options below may
     also follow the command.
     """
 
 
-for _command in (run, call, module, status, version):
+for _command in (run, call, module, status, doctor, version):
     cli.add_command(_command)
 
 

@@ -28,6 +28,12 @@ def limit_options(command: _F) -> _F:
     """Add the options of one execution; `execute` takes them."""
     for option in (
         click.option("--receipt", is_flag=True, help="Tell on stderr what the call used."),
+        click.option(
+            "--require-layer",
+            multiple=True,
+            metavar="LAYER",
+            help="Refuse unless this layer of isolation is active; repeatable.",
+        ),
         click.option("--fresh", is_flag=True, help="Use a process that serves this call only."),
         click.option("--output-limit", type=SIZE, help="Output in all, for example 1MiB."),
         click.option("--fuel", type=click.IntRange(0, UINT64_MAX), help="About 1 per instruction."),
@@ -52,6 +58,7 @@ def execute(
             call,
             limits=_limits(options),
             fresh=options["fresh"],
+            require_layers=options["require_layer"],
             timeout=settings.timeout,
         )
 

@@ -89,10 +89,13 @@ class AsyncClient:
         *,
         limits: Limits | None = None,
         fresh: bool = False,
+        require_layers: Iterable[str] = (),
         timeout: float | None = None,
     ) -> Execution:
         """Run one call; see `Client.execute`."""
-        return await self._do(self._operations.execute(module, call, limits, fresh, timeout))
+        return await self._do(
+            self._operations.execute(module, call, limits, fresh, require_layers, timeout)
+        )
 
     async def call(
         self,

@@ -43,7 +43,10 @@ _CONVENTIONS = {
 
 
 def execute_request(
-    call: calls.Call, limits: calls.Limits | None, fresh: bool
+    call: calls.Call,
+    limits: calls.Limits | None,
+    fresh: bool,
+    require_layers: Iterable[str] = (),
 ) -> sandbox_pb2.ExecuteRequest:
     """Make a request without its module. Every argument of a typed call must be a `Value`."""
     request = sandbox_pb2.ExecuteRequest()
@@ -66,6 +69,7 @@ def execute_request(
         _copy_limits(limits, request.limits)
     if fresh:
         request.process = sandbox_pb2.PROCESS_POLICY_FRESH
+    request.require_layers.extend(require_layers)
     return request
 
 
@@ -191,6 +195,8 @@ def _receipt(m: sandbox_pb2.Receipt) -> execution.Receipt:
         )
         if m.HasField("self_reported")
         else None,
+        isolation_layers=tuple(m.isolation_layers),
+        isolation_profile=m.isolation_profile,
     )
 
 
@@ -248,6 +254,8 @@ def status_of(m: admin_pb2.GetStatusResponse) -> status.Status:
         outcomes=tuple(_same_fields(status.OutcomeCount, o) for o in m.outcomes),
         runners=tuple(map(_runner, m.runners)),
         layers=tuple(_same_fields(status.Layer, layer) for layer in m.layers),
+        isolation_profile=m.isolation_profile,
+        host=_same_fields(status.Host, m.host),
         modules=m.modules,
         compiling=m.compiling,
     )
@@ -268,7 +276,7 @@ def _runner(m: admin_pb2.Runner) -> status.Runner:
 
 _RowT = TypeVar(
     "_RowT", status.PoolStatus, status.QueueStatus, status.LatencyQuantiles, status.OutcomeCount,
-    status.Layer,
+    status.Layer, status.Host,
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ Two families that never mix (docs/errors.md)::
     │   │   ├── ArgumentMismatch     ARGUMENT_MISMATCH
     │   │   └── MessageTooLarge      the transport's own limit on one message
     │   ├── ModuleNotFound           MODULE_NOT_FOUND
+    │   ├── LayerNotActive           LAYER_NOT_ACTIVE
     │   ├── StoreFull                STORE_FULL
     │   ├── AccessDenied             UNAUTHENTICATED, PERMISSION_DENIED
     │   ├── Unavailable              the daemon cannot answer now; a repeat may succeed
@@ -157,6 +158,10 @@ class MessageTooLarge(InvalidRequest):
 
 class ModuleNotFound(Fault):
     """No module of this digest is stored for this tenant."""
+
+
+class LayerNotActive(Fault):
+    """A layer of isolation that the call requires is not active on the daemon's host."""
 
 
 class StoreFull(Fault):

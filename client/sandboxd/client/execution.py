@@ -51,6 +51,10 @@ class Receipt:
     limits: Limits
     """The limits that applied."""
     self_reported: SelfReported | None
+    isolation_layers: tuple[str, ...]
+    """Layers of isolation that were active around the guest."""
+    isolation_profile: str
+    """The preset of required layers that the daemon was started with."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ _BY_REASON: dict[str, type[Fault]] = {
     "DIGEST_MISMATCH": errors.DigestMismatch,
     "EXPORT_NOT_FOUND": errors.ExportNotFound,
     "ARGUMENT_MISMATCH": errors.ArgumentMismatch,
+    "LAYER_NOT_ACTIVE": errors.LayerNotActive,
     "MODULE_NOT_FOUND": errors.ModuleNotFound,
     "QUEUE_FULL": errors.QueueFull,
     "STORE_FULL": errors.StoreFull,

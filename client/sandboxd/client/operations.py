@@ -105,6 +105,7 @@ class Operations:
         call: Call,
         limits: Limits | None,
         fresh: bool,
+        require_layers: Iterable[str],
         timeout: float | None,
     ) -> Operation[Execution]:
         """Run one call; a module too large to send inline is pushed if the daemon lacks it."""
@@ -112,7 +113,7 @@ class Operations:
         digest, wasm = yield from self._identify(module)
         if isinstance(call, TypedCall) and not all(isinstance(arg, Value) for arg in call.args):
             call = yield from self._typed(module, digest, call, _left(give_up))
-        request = codec.execute_request(call, limits, fresh)
+        request = codec.execute_request(call, limits, fresh, require_layers)
         if wasm is None:
             assert digest is not None
             request.digest = digest

@@ -86,7 +86,29 @@ class Layer:
 
     name: str
     active: bool
+    """Applied to every process, and verified."""
     detail: str
+    """What was verified, or why it is not active."""
+    required: bool
+    """The daemon does not start without it."""
+    remedy: str
+    """What can be done to have it; empty if it is active."""
+    reason: str
+    """What it is for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The machine, as far as isolation depends on it."""
+
+    kernel: str
+    machine: str
+    cgroup_mode: str
+    """"v2", "v1", "hybrid" or "none"."""
+    engine_package_version: str
+    """Of the Python package; the engine inside it can be older."""
+    supervisor_uid: int
+    started_as_root: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,5 +128,8 @@ class Status:
     outcomes: tuple[OutcomeCount, ...]
     runners: tuple[Runner, ...]
     layers: tuple[Layer, ...]
+    isolation_profile: str
+    """The preset of required layers that the daemon was started with."""
+    host: Host
     modules: int
     compiling: int

@@ -114,6 +114,7 @@ class Client:
         *,
         limits: Limits | None = None,
         fresh: bool = False,
+        require_layers: Iterable[str] = (),
         timeout: float | None = None,
     ) -> Execution:
         """Run one call in a fresh instance and tell what came of it.
@@ -125,11 +126,15 @@ class Client:
             call: a `TypedCall`, `BytesCall` or `WasiCommand`.
             limits: None, or a limit that is None, takes the daemon's default.
             fresh: run in a process that serves this call only.
+            require_layers: layers of isolation that must be active, by name, or the call is
+                refused; `status().layers` names them.
             timeout: seconds for everything, repeats included. It reaches the daemon as the
                 call's wall-clock limit, so that running out of it is the outcome
                 `DeadlineExceeded`; only a daemon that does not answer is a `DeadlineFault`.
         """
-        return self._do(self._operations.execute(module, call, limits, fresh, timeout))
+        return self._do(
+            self._operations.execute(module, call, limits, fresh, require_layers, timeout)
+        )
 
     def call(
         self,
