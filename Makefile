@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format proto guests guests-check interpreter clean
+.PHONY: help install demo test check format proto guests guests-check interpreter clean bench-lockdown seccomp-idle
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,12 @@ guests: $(STAMP) ## Rebuild the example guests (fetches their compilers)
 
 guests-check: $(STAMP) ## Rebuild the example guests aside and compare with the committed ones
 	$(BIN)/python examples/guests/build --check
+
+bench-lockdown: $(STAMP) ## Measure what the lock-down of one runner costs beside a bare fork
+	@TOKIO_WORKER_THREADS=1 MALLOC_ARENA_MAX=1 $(BIN)/python -m tests.isolation.bench_lockdown
+
+seccomp-idle: $(STAMP) ## Leave rows of the system call tables out, one by one; print those nobody misses
+	@$(BIN)/python -m tests.isolation.seccomp_idle
 
 clean: ## Remove what the verbs made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -15,8 +15,15 @@ from typing import Any
 from tests.isolation import child
 from tests.isolation.child import Profile, attempt, policy
 
-from sandboxd.runner.isolation import kernel, libffi, lockdown, namespaces, seccomp
-from sandboxd.runner.isolation.layers import REQUIRED_DEFAULT, LayerState
+from sandboxd.runner.isolation import (
+    kernel,
+    libffi,
+    lockdown,
+    namespaces,
+    program,
+    seccomp,
+)
+from sandboxd.runner.isolation.layers import REQUIRED_DEFAULT, LayerState, NotInForceError
 
 
 def lock_down(profile: Profile = "runner", seal: bool = False, **changes: Any) -> list[LayerState]:
@@ -140,8 +147,8 @@ def new_callback_after_lock_down() -> str:
 
 
 def write_to_code_page() -> str:
+    ranges = libffi.pages(policy())
     lockdown.lock_down(policy())
-    ranges = libffi._pages(())
     if not ranges:
         return "no such page"
     ctypes.memset(ranges[0][0], 0, 1)
@@ -150,11 +157,19 @@ def write_to_code_page() -> str:
 
 def probe_code_page() -> list[str]:
     """Whether the page counts as writable before and after it was locked."""
-    ranges = libffi._pages(())
-    answers = [attempt(lambda: kernel.touch_for_writing(ranges[0][0])) if ranges else "done"]
-    libffi.lock_pages(())
-    answers.append(attempt(lambda: kernel.touch_for_writing(ranges[0][0])) if ranges else "EFAULT")
-    return answers
+    if not libffi.pages(policy()):
+        return ["still writable", "locked"]
+
+    def probe() -> str:
+        try:
+            program.run(libffi.verify(policy()))
+        except NotInForceError:
+            return "still writable"
+        return "locked"
+
+    answers = [probe()]
+    program.run(libffi.lock(policy()))
+    return [*answers, probe()]
 
 
 def forget_code_pages() -> None:

@@ -351,6 +351,7 @@ class GetStatusResponse(_message.Message):
     COMPILING_FIELD_NUMBER: _builtins.int
     ISOLATION_PROFILE_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the daemon."""
     engine_version: _builtins.str
@@ -399,6 +400,10 @@ class GetStatusResponse(_message.Message):
     def host(self) -> Global___Host:
         """The machine and what the daemon found on it."""
 
+    @_builtins.property
+    def artifacts(self) -> Global___ArtifactStatus:
+        """Compiled modules."""
+
     def __init__(
         self,
         *,
@@ -418,14 +423,63 @@ class GetStatusResponse(_message.Message):
         compiling: _builtins.int = ...,
         isolation_profile: _builtins.str = ...,
         host: Global___Host | None = ...,
+        artifacts: Global___ArtifactStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "latency", b"latency", "pool", b"pool", "queue", b"queue", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "host", b"host", "latency", b"latency", "pool", b"pool", "queue", b"queue", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compiling", b"compiling", "engine_version", b"engine_version", "host", b"host", "isolation_profile", b"isolation_profile", "latency", b"latency", "layers", b"layers", "modules", b"modules", "outcomes", b"outcomes", "pid", b"pid", "pool", b"pool", "queue", b"queue", "runners", b"runners", "start_time", b"start_time", "uptime_ns", b"uptime_ns", "version", b"version", "zygote_pid", b"zygote_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "compiling", b"compiling", "engine_version", b"engine_version", "host", b"host", "isolation_profile", b"isolation_profile", "latency", b"latency", "layers", b"layers", "modules", b"modules", "outcomes", b"outcomes", "pid", b"pid", "pool", b"pool", "queue", b"queue", "runners", b"runners", "start_time", b"start_time", "uptime_ns", b"uptime_ns", "version", b"version", "zygote_pid", b"zygote_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class ArtifactStatus(_message.Message):
+    """ArtifactStatus counts compiled modules. Totals are since the daemon started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CACHED_FIELD_NUMBER: _builtins.int
+    CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    LOADED_TOTAL_FIELD_NUMBER: _builtins.int
+    COMPILED_TOTAL_FIELD_NUMBER: _builtins.int
+    REJECTED_TOTAL_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    cached: _builtins.int
+    """In memory."""
+    cache_bytes: _builtins.int
+    """Their size in bytes."""
+    loaded_total: _builtins.int
+    """Loaded from disk, after their seal was verified."""
+    compiled_total: _builtins.int
+    """Compiled."""
+    rejected_total: _builtins.int
+    """Found on disk and not used, because the seal, the owner or the mode was
+    wrong, or because they were made for another engine; removed.
+    """
+    stored: _builtins.int
+    """On disk."""
+    stored_bytes: _builtins.int
+    """Their size in bytes."""
+    def __init__(
+        self,
+        *,
+        cached: _builtins.int = ...,
+        cache_bytes: _builtins.int = ...,
+        loaded_total: _builtins.int = ...,
+        compiled_total: _builtins.int = ...,
+        rejected_total: _builtins.int = ...,
+        stored: _builtins.int = ...,
+        stored_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_bytes", b"cache_bytes", "cached", b"cached", "compiled_total", b"compiled_total", "loaded_total", b"loaded_total", "rejected_total", b"rejected_total", "stored", b"stored", "stored_bytes", b"stored_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArtifactStatus: _TypeAlias = ArtifactStatus  # noqa: Y015
 
 @_typing.final
 class Host(_message.Message):

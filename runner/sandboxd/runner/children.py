@@ -13,12 +13,12 @@ from typing import NoReturn
 import wasmtime
 
 from sandboxd.runner.channel import Channel, Closed
-from sandboxd.runner.compiler import compile_module
+from sandboxd.runner.compiler import compile_module, out_of_memory
 from sandboxd.runner.engine import Engines
 from sandboxd.runner.guest import ArtifactError, Guest
 from sandboxd.runner.isolation import kernel
 from sandboxd.runner.isolation.layers import MDWE, SECCOMP_SEALED, IsolationError, LayerState
-from sandboxd.runner.isolation.lockdown import ChildPolicy, lock_down, seal_after_load
+from sandboxd.runner.isolation.lockdown import ChildPolicy, Plan, lock_down, seal_after_load
 from sandboxd.runner.outbox import Outbox
 from sandboxd.wire.v1 import control_pb2, runner_pb2
 
@@ -26,6 +26,10 @@ from sandboxd.wire.v1 import control_pb2, runner_pb2
 # store has set its deadline is lost, so one is not enough. The process is about to be killed.
 _BUMP_INTERVAL_S = 0.001
 _INTERRUPT_STACK_BYTES = 256 * 1024
+
+# A compiler gets what calls leave of the processors: about a third of a full share beside one that
+# is as busy. See sched(7), "The nice value".
+_COMPILER_NICENESS = 5
 
 _PR_SET_NAME = 15
 
@@ -58,7 +62,13 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 def layer_messages(states: tuple[LayerState, ...]) -> list[control_pb2.IsolationLayer]:
     """Return layer states as they go over the wire."""
     return [
-        control_pb2.IsolationLayer(name=state.name, active=state.active, detail=state.detail)
+        control_pb2.IsolationLayer(
+            name=state.name,
+            active=state.active,
+            detail=state.detail,
+            remedy=state.remedy,
+            reason=state.reason,
+        )
         for state in states
     ]
 
@@ -66,22 +76,24 @@ def layer_messages(states: tuple[LayerState, ...]) -> list[control_pb2.Isolation
 def run_child(
     kind: control_pb2.ChildKind.ValueType,
     policy: ChildPolicy,
+    plan: Plan,
     required: frozenset[str],
     fds: list[int],
     engines: Engines,
 ) -> NoReturn:
     """Be a runner or a compiler until there is nothing left to do; never returns.
 
-    `required` names the layers that must hold, those after loading included. `fds` are the
+    `plan` is the lock-down that the zygote made for `policy`; `required` names the layers that must
+    hold, those after loading included. `fds` are the
     descriptors of the SpawnRequest, in its order.
     """
     code = EXIT_BUG
     try:
         name_process("sbx-runner" if kind == control_pb2.CHILD_KIND_RUNNER else "sbx-compiler")
         if kind == control_pb2.CHILD_KIND_RUNNER:
-            code = _run_runner(policy, required & SEALING, fds, engines)
+            code = _run_runner(policy, plan, required & SEALING, fds, engines)
         else:
-            code = _run_compiler(policy, fds, engines)
+            code = _run_compiler(policy, plan, fds, engines)
     except (Closed, BrokenPipeError, ConnectionResetError):
         code = EXIT_DONE
     finally:
@@ -99,14 +111,18 @@ def name_process(name: str) -> None:
 
 
 def _run_runner(
-    policy: ChildPolicy, seal_required: frozenset[str], fds: list[int], engines: Engines
+    policy: ChildPolicy,
+    plan: Plan,
+    seal_required: frozenset[str],
+    fds: list[int],
+    engines: Engines,
 ) -> int:
     socket_fd, interrupt_fd, outbox_fd = fds
     outbox = Outbox(outbox_fd)
     channel = Channel(socket_fd)
     threading.stack_size(_INTERRUPT_STACK_BYTES)
     try:
-        states = lock_down(policy)
+        states = lock_down(policy, plan)
     except IsolationError as error:
         failed = runner_pb2.Failed(message=str(error))
         channel.send(runner_pb2.RunnerReply(failed=failed).SerializeToString())
@@ -167,11 +183,12 @@ def _interrupt(fd: int, engine: wasmtime.Engine) -> None:
 # --- compiler -------------------------------------------------------------------------------------
 
 
-def _run_compiler(policy: ChildPolicy, fds: list[int], engines: Engines) -> int:
+def _run_compiler(policy: ChildPolicy, plan: Plan, fds: list[int], engines: Engines) -> int:
     socket_fd, wasm_fd, artifact_fd = fds
     channel = Channel(socket_fd)
+    os.nice(_COMPILER_NICENESS)
     try:
-        states = lock_down(policy)
+        states = lock_down(policy, plan)
     except IsolationError as error:
         failed = runner_pb2.Failed(message=str(error))
         channel.send(runner_pb2.CompilerReply(failed=failed).SerializeToString())
@@ -184,8 +201,7 @@ def _run_compiler(policy: ChildPolicy, fds: list[int], engines: Engines) -> int:
         engine = engines.fuel if command.fuel else engines.plain
         reply = compile_module(engine, wasm, artifact_fd, policy.file_size_bytes)
     except MemoryError:
-        too_complex = runner_pb2.TooComplex(message="compiling needs more memory than is allowed")
-        reply = runner_pb2.CompilerReply(too_complex=too_complex)
+        reply = out_of_memory()
     channel.send(reply.SerializeToString())
     return EXIT_DONE
 

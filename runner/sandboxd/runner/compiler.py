@@ -1,8 +1,9 @@
 """Compiling one module to an artifact.
 
-Runs in a process that lives for one compilation and needs nothing but memory and `write`. Time
-and memory are bounded from outside: a compilation that exceeds them
-is killed or aborts, and the supervisor reports that.
+Runs in a process that lives for one compilation and needs nothing but memory and `write`. First the
+module's shape is held against limits (shape.py); what passes is given to the engine. Time
+and memory are bounded from outside: a compilation that exceeds them is killed or aborts, and the
+supervisor reports that.
 """
 
 import ctypes
@@ -14,6 +15,7 @@ from typing import Any
 import wasmtime
 from wasmtime import _ffi as ffi
 
+from sandboxd.runner import shape
 from sandboxd.runner.outcomes import for_people, take_failure
 from sandboxd.runner.signatures import DescriptionTooLargeError, describe
 from sandboxd.wire.v1 import runner_pb2
@@ -51,6 +53,9 @@ _NOISE = re.compile(
 # The engine's own limits, which do not make a module invalid.
 _TOO_COMPLEX = re.compile(r"Compilation error|[Ii]mplementation limit|[Cc]ode.* too large")
 
+# At the beginning only: further on a message can hold names that the module's author chose.
+_NO_MEMORY = re.compile(r"mmap failed|out of memory|allocation failed|Cannot allocate memory")
+
 
 def compile_module(
     engine: wasmtime.Engine, wasm: bytes, artifact_fd: int, max_artifact_bytes: int
@@ -64,24 +69,53 @@ def compile_module(
     if mistake is not None:
         return _invalid(mistake, 0)
     try:
+        shape.check_shape(wasm)
         module = _compile(engine, wasm)
         if isinstance(module, runner_pb2.CompilerReply):
             return module
         imports, exports = describe(module)
         size = _write_artifact(module, artifact_fd, max_artifact_bytes)
-    except DescriptionTooLargeError as error:
-        return _too_complex(str(error))
-    except _ArtifactTooLargeError as error:
-        return _too_complex(str(error))
-    except MemoryError:
-        return _too_complex("the compiler has no memory left")
+    except _REFUSALS as error:
+        return _refusal(error, max_artifact_bytes)
     return runner_pb2.CompilerReply(
         compiled=runner_pb2.Compiled(artifact_size_bytes=size, imports=imports, exports=exports)
     )
 
 
+def out_of_memory() -> runner_pb2.CompilerReply:
+    """Return the verdict on a module for which the compiler has not enough memory."""
+    return _too_complex("compiling needs more memory than is allowed", "memory")
+
+
 class _ArtifactTooLargeError(Exception):
-    """The artifact exceeds its limit or its memory file."""
+    """The artifact exceeds its limit or its memory file. `actual` is its size, if it has one."""
+
+    def __init__(self, message: str, actual: int | None = None):
+        self.actual = actual
+        super().__init__(message)
+
+
+_REFUSALS = (
+    shape.MalformedError,
+    shape.LimitExceededError,
+    DescriptionTooLargeError,
+    _ArtifactTooLargeError,
+    MemoryError,
+)
+
+
+def _refusal(error: Exception, max_artifact_bytes: int) -> runner_pb2.CompilerReply:
+    match error:
+        case shape.MalformedError():
+            return _invalid(error.message, error.offset)
+        case shape.LimitExceededError(limit=limit, actual=actual):
+            return _too_complex(str(error), limit.name, limit.maximum, actual)
+        case DescriptionTooLargeError():
+            return _too_complex(str(error), "description")
+        case _ArtifactTooLargeError():
+            return _too_complex(str(error), "artifact_size", max_artifact_bytes, error.actual)
+        case _:
+            return out_of_memory()
 
 
 def _not_a_module(wasm: bytes) -> str | None:
@@ -115,8 +149,10 @@ def _compile(engine: wasmtime.Engine, wasm: bytes) -> wasmtime.Module | runner_p
     if failure is None:
         return wasmtime.Module._from_ptr(module)
     message = _NOISE.sub("", failure.message)
+    if _NO_MEMORY.match(message):
+        return out_of_memory()
     if _TOO_COMPLEX.search(message):
-        return _too_complex(message)
+        return _too_complex(message, "engine")
     found = _OFFSET.search(message)
     if found is None:
         return _invalid(message, None)
@@ -132,7 +168,7 @@ def _write_artifact(module: wasmtime.Module, fd: int, max_bytes: int) -> int:
     try:
         if vec.size > max_bytes:
             raise _ArtifactTooLargeError(
-                f"the compiled module has {vec.size} bytes; the limit is {max_bytes}"
+                f"the compiled module has {vec.size} bytes; the limit is {max_bytes}", vec.size
             )
         _write_all(fd, vec)
         return int(vec.size)
@@ -150,7 +186,7 @@ def _write_all(fd: int, vec: Any) -> None:
         if error.errno not in (errno.ENOSPC, errno.EFBIG):
             raise
         raise _ArtifactTooLargeError(
-            f"the compiled module has {len(view)} bytes; room was left for {written}"
+            f"the compiled module has {len(view)} bytes; room was left for {written}", len(view)
         ) from error
 
 
@@ -162,7 +198,14 @@ def _invalid(message: str, offset_bytes: int | None) -> runner_pb2.CompilerReply
     )
 
 
-def _too_complex(message: str) -> runner_pb2.CompilerReply:
+def _too_complex(
+    message: str, limit: str, maximum: int | None = None, actual: int | None = None
+) -> runner_pb2.CompilerReply:
     return runner_pb2.CompilerReply(
-        too_complex=runner_pb2.TooComplex(message=for_people(message, MAX_REASON_BYTES))
+        too_complex=runner_pb2.TooComplex(
+            message=for_people(message, MAX_REASON_BYTES),
+            limit=limit,
+            maximum=maximum,
+            actual=actual,
+        )
     )

@@ -46,6 +46,23 @@ _DISABLED_PROPOSALS = (
     "wasm_wide_arithmetic",
 )
 
+# Switches that the engine's package does not pass on. Only components use `concurrency_support`.
+_SWITCHED_OFF_IN_C = ("wasm_branch_hinting", "wasm_compact_imports", "concurrency_support")
+
+_SETTINGS: tuple[tuple[str, bool | int | str], ...] = (
+    ("strategy", "cranelift"),
+    ("cranelift_opt_level", "speed"),
+    # Threads that compile would not survive the fork of a child (the child would hang).
+    ("parallel_compilation", False),
+    # Backtraces walk frame pointers. Unwind tables would only be registered and
+    # never read, at a cost for each module that is loaded.
+    ("native_unwind_info", False),
+    ("epoch_interruption", True),
+    ("max_wasm_stack", MAX_WASM_STACK_BYTES),
+    # The default memory reservation (4 GiB and guard) is kept: bounds checks stay elided, and
+    # growth is bounded by the store's limits and by RLIMIT_DATA, which counts committed pages.
+)
+
 # The text of the engine's own bug report; the only place where the library holds its full
 # version in a form that nothing else in it resembles.
 _VERSION_IN_LIBRARY = re.compile(rb"version: (\d+\.\d+\.\d+)\n\nThis is a bug in Wasmtime")
@@ -71,34 +88,28 @@ class Engines:
     fuel: wasmtime.Engine
 
 
-def build_engine(fuel: bool) -> wasmtime.Engine:
-    """Build an engine, with or without fuel metering.
+def engine_settings(fuel: bool) -> tuple[tuple[str, bool | int | str], ...]:
+    """Every setting of an engine, by name: all that two engines must have in common.
 
     Every proposal is set explicitly, so that a change of the engine's defaults
     cannot enable one. Function names in backtraces need no setting.
     """
-    config = wasmtime.Config()
-    for name in _ENABLED_PROPOSALS:
-        setattr(config, name, True)
-    for name in _DISABLED_PROPOSALS:
-        setattr(config, name, False)
-    ffi.wasmtime_config_wasm_branch_hinting_set(config.ptr(), False)
-    ffi.wasmtime_config_wasm_compact_imports_set(config.ptr(), False)
-    # Only components use it.
-    ffi.wasmtime_config_concurrency_support_set(config.ptr(), False)
+    return (
+        *((name, True) for name in _ENABLED_PROPOSALS),
+        *((name, False) for name in (*_DISABLED_PROPOSALS, *_SWITCHED_OFF_IN_C)),
+        *_SETTINGS,
+        ("consume_fuel", fuel),
+    )
 
-    config.strategy = "cranelift"
-    config.cranelift_opt_level = "speed"
-    # Threads that compile would not survive the fork of a child (the child would hang).
-    config.parallel_compilation = False
-    # Backtraces walk frame pointers. Unwind tables would only be registered and
-    # never read, at a cost for each module that is loaded.
-    config.native_unwind_info = False
-    config.epoch_interruption = True
-    config.consume_fuel = fuel
-    config.max_wasm_stack = MAX_WASM_STACK_BYTES
-    # The default memory reservation (4 GiB and guard) is kept: bounds checks stay elided, and
-    # growth is bounded by the store's limits and by RLIMIT_DATA, which counts committed pages.
+
+def build_engine(fuel: bool) -> wasmtime.Engine:
+    """Build an engine, with or without fuel metering."""
+    config = wasmtime.Config()
+    for name, value in engine_settings(fuel):
+        if name in _SWITCHED_OFF_IN_C:
+            getattr(ffi, f"wasmtime_config_{name}_set")(config.ptr(), value)
+        else:
+            setattr(config, name, value)
     return wasmtime.Engine(config)
 
 

@@ -8,6 +8,7 @@ the key that the store carries. `proc_exit` is our own, because the engine's tur
 from __future__ import annotations
 
 import atexit
+import codecs
 import ctypes
 import functools
 from collections.abc import Callable
@@ -219,4 +220,5 @@ def _abort_string(caller: Any, pointer: int) -> str:
     except Stop:
         # The guest ends anyway; a bad pointer only costs it its message.
         return ""
-    return raw.decode("utf-16-le", "replace")
+    # Not raw.decode: it would import the codec, and a locked-down process cannot.
+    return codecs.utf_16_le_decode(raw, "replace", True)[0]

@@ -18,8 +18,8 @@ import signal
 import sys
 from typing import NamedTuple, NoReturn
 
-from sandboxd.runner.isolation import kernel, namespaces
-from sandboxd.runner.isolation.layers import NAMESPACES, IsolationError, LayerState
+from sandboxd.runner.isolation import cgroups, kernel, namespaces
+from sandboxd.runner.isolation.layers import CGROUP, NAMESPACES, IsolationError, LayerState
 from sandboxd.runner.reaper import Switchboard, forget_signals
 from sandboxd.wire.v1 import control_pb2
 
@@ -41,12 +41,41 @@ def main() -> None:
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != arguments.parent_pid:  # it died before the signal was armed
         os._exit(EXIT_ORPHANED)
-    _serve(Switchboard(arguments.control_fd))
+    zygotes: dict[int, _Launched] = {}
+    garden = _Garden(arguments.parent_pid)
+    _serve(Switchboard(arguments.control_fd), zygotes, garden)
+    _end(zygotes, garden)
     os._exit(0)
 
 
-def _serve(switchboard: Switchboard) -> None:
-    zygotes: dict[int, _Launched] = {}
+class _Garden:
+    """The cgroups of all children, made at the first request, or why there are none."""
+
+    def __init__(self, daemon_pid: int) -> None:
+        self._daemon_pid = daemon_pid
+        self.grove: cgroups.Grove | None = None
+        self.absence = ""
+
+    def plant(self, wanted: control_pb2.Cgroups) -> None:
+        """Make them, unless that was tried before."""
+        if self.grove is not None or self.absence:
+            return
+        if wanted.mode == "off":
+            self.absence = "switched off by --cgroups=off"
+            return
+        try:
+            self.grove = cgroups.make(wanted.slots, wanted.cpu_percent, self._daemon_pid)
+        except cgroups.NoCgroupsError as error:
+            self.absence = str(error)
+
+    def require(self) -> None:
+        """Raise IsolationError if a child would not be bounded."""
+        cause = self.absence if self.grove is None else self.grove.missing
+        if cause:
+            raise IsolationError(CGROUP, cause)
+
+
+def _serve(switchboard: Switchboard, zygotes: dict[int, _Launched], garden: _Garden) -> None:
     for event in switchboard.events():
         if len(event) == 3:
             pid, status, _ = event
@@ -59,7 +88,9 @@ def _serve(switchboard: Switchboard) -> None:
             continue
         packet, fds = event
         request = control_pb2.LaunchRequest.FromString(packet)
-        pid, alive_fd = _launch(switchboard, request, fds, [z.alive_fd for z in zygotes.values()])
+        garden.plant(request.cgroups)
+        alive_fds = [zygote.alive_fd for zygote in zygotes.values()]
+        pid, alive_fd = _launch(switchboard, request, fds, alive_fds, garden)
         zygotes[pid] = _Launched(request.zygote_id, alive_fd)
         pidfd = os.pidfd_open(pid)
         launched = control_pb2.Launched(zygote_id=request.zygote_id)
@@ -67,11 +98,21 @@ def _serve(switchboard: Switchboard) -> None:
         os.close(pidfd)
 
 
+def _end(zygotes: dict[int, _Launched], garden: _Garden) -> None:
+    """End the zygotes and remove their cgroups."""
+    for pid in zygotes:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    if garden.grove is not None:
+        cgroups.remove(garden.grove)
+
+
 def _launch(
     switchboard: Switchboard,
     request: control_pb2.LaunchRequest,
     fds: list[int],
     alive_fds: list[int],
+    garden: _Garden,
 ) -> tuple[int, int]:
     """Fork a zygote; return its pid, and the end of a pipe that tells it that we still live."""
     alive_read, alive_write = os.pipe2(os.O_CLOEXEC)
@@ -85,16 +126,20 @@ def _launch(
         switchboard.control.close()
         for fd in (alive_write, *alive_fds):
             os.close(fd)
-        _be_outer(request, fds[0], alive_read)
+        _be_outer(request, fds[0], alive_read, garden)
     except IsolationError as error:
         _refuse(error)
     finally:
         os._exit(EXIT_REFUSED)
 
 
-def _be_outer(request: control_pb2.LaunchRequest, control_fd: int, alive_fd: int) -> NoReturn:
+def _be_outer(
+    request: control_pb2.LaunchRequest, control_fd: int, alive_fd: int, garden: _Garden
+) -> NoReturn:
     _die_with_parent(alive_fd)
     required = frozenset(request.required_layers)
+    if CGROUP in required:
+        garden.require()
     if request.namespaces == "off":
         layer = LayerState(NAMESPACES, active=False, detail="switched off by --namespaces=off")
     else:
@@ -104,7 +149,7 @@ def _be_outer(request: control_pb2.LaunchRequest, control_fd: int, alive_fd: int
     if inner == 0:
         os.close(inner_write)
         _die_with_parent(inner_read)
-        _be_inner(control_fd, layer, required)
+        _be_inner(control_fd, layer, required, garden, request.cgroups.threads)
     os.close(inner_read)
     os.close(control_fd)
     _, status = os.waitpid(inner, 0)
@@ -112,12 +157,20 @@ def _be_outer(request: control_pb2.LaunchRequest, control_fd: int, alive_fd: int
     os._exit(code if code >= 0 else 128 - code)
 
 
-def _be_inner(control_fd: int, layer: LayerState, required: frozenset[str]) -> NoReturn:
+def _be_inner(
+    control_fd: int,
+    layer: LayerState,
+    required: frozenset[str],
+    garden: _Garden,
+    threads: int,
+) -> NoReturn:
     # Imported here: the launcher and the outer process need none of it.
+    from sandboxd.runner.isolation.slots import Slots
     from sandboxd.runner.zygote import Zygote
 
+    slots = garden.absence if garden.grove is None else Slots(garden.grove, threads)
     try:
-        Zygote(control_fd, layer, required).run()
+        Zygote(control_fd, layer, required, slots).run()
     except IsolationError as error:
         _refuse(error)
 

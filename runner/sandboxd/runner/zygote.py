@@ -1,8 +1,9 @@
 """The zygote: theory of operation.
 
 Process 1 of the PID namespace (see launcher.py). It preloads the engine, enters the empty root,
-tells the supervisor that it is ready, and forks children on command. When it dies, for whatever
-reason, the kernel kills every process of its namespace.
+gives up the capabilities that forking does not need, tells the supervisor that it is ready, and
+forks children on command. When it dies, for whatever reason, the kernel kills every process of its
+namespace.
 
 It stays single-threaded (checked before every fork), never compiles, never does WASI input or
 output, and never sees a tenant's byte. It is the only one that can reap: it reports every exit with
@@ -18,10 +19,17 @@ import resource
 import sys
 from typing import NoReturn
 
-from sandboxd.runner import children, engine, preload
-from sandboxd.runner.isolation import libffi, namespaces
-from sandboxd.runner.isolation.layers import EMPTY_ROOT, LayerState
-from sandboxd.runner.isolation.lockdown import LAYERS, ChildPolicy
+from sandboxd.runner import children, engine, engine_identity, preload
+from sandboxd.runner.isolation import catalogue, credentials, libffi, memfd, namespaces
+from sandboxd.runner.isolation.layers import (
+    EMPTY_ROOT,
+    MEMFD_NOEXEC,
+    ZYGOTE_CAPABILITIES,
+    IsolationError,
+    LayerState,
+)
+from sandboxd.runner.isolation.lockdown import LAYERS, ChildPolicy, Planner
+from sandboxd.runner.isolation.slots import Slot, Slots
 from sandboxd.runner.reaper import Switchboard, forget_signals
 from sandboxd.wire.v1 import control_pb2
 
@@ -31,28 +39,45 @@ EXIT_BROKEN = 5
 
 
 class Zygote:
-    """The inner process. Raises IsolationError if a required layer of its own does not hold."""
+    """The inner process. Raises IsolationError if a required layer of its own does not hold.
 
-    def __init__(self, control_fd: int, layer: LayerState, required: frozenset[str]) -> None:
+    `layer` is the state of the namespaces; `slots` are the children's cgroups, or why there are
+    none.
+    """
+
+    def __init__(
+        self, control_fd: int, layer: LayerState, required: frozenset[str], slots: Slots | str
+    ) -> None:
         children.name_process("sbx-zygote")
         self._required = required
         self._own_pid = os.getpid()
         self._pids: dict[int, int] = {}
+        self._slots = slots
+        self._taken: dict[int, Slot] = {}
         preload.preload()
         self._engines = engine.build_engines()
-        version = engine.engine_version()
+        identity = engine_identity.engine_identity()
         # Before /proc is out of reach.
         self._code_pages = libffi.find_writable_code()
         self._tasks_fd = os.open("/proc/self/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         layers = [layer]
         if layer.active:
+            # A setting of the PID namespace; without one of our own it would be the host's.
+            layers.append(memfd.refuse_executable(required=MEMFD_NOEXEC in required))
             layers.append(namespaces.enter_empty_root(required=EMPTY_ROOT in required))
+        layers.append(credentials.limit_zygote(required=ZYGOTE_CAPABILITIES in required))
+        layers += _rehearse_sealing(required)
+        self._planner = Planner()
         self._switchboard = Switchboard(control_fd)
         gc.collect()
         # What exists now is shared with every child: keep the collector from touching it.
         gc.freeze()
         ready = control_pb2.ZygoteReady(
-            engine_version=version, layers=children.layer_messages(tuple(layers))
+            engine_version=identity.version,
+            engine_library_sha256=identity.library_sha256,
+            engine_fingerprint=identity.fingerprint,
+            cpu_features_sha256=identity.cpu_features_sha256,
+            layers=children.layer_messages(tuple(layers)),
         )
         self._send(control_pb2.ZygoteEvent(ready=ready))
 
@@ -82,12 +107,17 @@ class Zygote:
             # A fork would copy locks that other threads hold. Never: end, and be replaced.
             print(f"sandboxd zygote: {len(tasks)} threads", file=sys.stderr, flush=True)
             os._exit(EXIT_BROKEN)
+        cgroup = self._take_slot(request.limits)
+        policy = self._policy(request, fds, cgroup)
+        # Whatever can be worked out here costs the child nothing.
+        plan = self._planner.plan(policy)
         pid = os.fork()
         if pid == 0:
             forget_signals()
-            policy = self._policy(request, fds)
-            children.run_child(request.kind, policy, self._required, fds, self._engines)
+            children.run_child(request.kind, policy, plan, self._required, fds, self._engines)
         self._pids[pid] = request.child_id
+        if isinstance(cgroup, Slot):
+            self._taken[pid] = cgroup
         pidfd = os.pidfd_open(pid)
         try:
             spawned = control_pb2.Spawned(child_id=request.child_id)
@@ -95,7 +125,14 @@ class Zygote:
         finally:
             os.close(pidfd)
 
-    def _policy(self, request: control_pb2.SpawnRequest, fds: list[int]) -> ChildPolicy:
+    def _take_slot(self, limits: control_pb2.ChildLimits) -> Slot | str:
+        if isinstance(self._slots, str):
+            return self._slots
+        return self._slots.take(limits.data_bytes, limits.file_size_bytes)
+
+    def _policy(
+        self, request: control_pb2.SpawnRequest, fds: list[int], cgroup: Slot | str
+    ) -> ChildPolicy:
         compiles = request.kind == control_pb2.CHILD_KIND_COMPILER
         limits = request.limits
         return ChildPolicy(
@@ -110,19 +147,40 @@ class Zygote:
             parent_pid=self._own_pid,
             required=self._required & LAYERS,
             writable_code=self._code_pages,
+            cgroup=cgroup,
         )
 
     def _report(self, pid: int, status: int, usage: resource.struct_rusage) -> None:
         child_id = self._pids.pop(pid, None)
         if child_id is None:
             return
+        code = os.waitstatus_to_exitcode(status)
+        cgroup = self._taken.pop(pid, None)
         exited = control_pb2.Exited(
             child_id=child_id,
-            status=os.waitstatus_to_exitcode(status),
+            status=code,
+            out_of_memory=cgroup is not None and self._give_back(cgroup, code),
             cpu_time_ns=int((usage.ru_utime + usage.ru_stime) * 1e9),
             peak_rss_bytes=usage.ru_maxrss * 1024,
         )
         self._send(control_pb2.ZygoteEvent(exited=exited))
 
+    def _give_back(self, cgroup: Slot, status: int) -> bool:
+        """Free a child's cgroup; True if it was killed for its memory."""
+        assert isinstance(self._slots, Slots)
+        return self._slots.give_back(cgroup, status)
+
     def _send(self, event: control_pb2.ZygoteEvent, fd: int | None = None) -> None:
         self._switchboard.send(event.SerializeToString(), fd)
+
+
+def _rehearse_sealing(required: frozenset[str]) -> list[LayerState]:
+    """Have a child seal itself as a runner does after loading; no guest need be loaded to know.
+
+    Raises IsolationError if a required layer does not hold.
+    """
+    states = [layer.probe(required) for layer in catalogue.SEALING]
+    for state in states:
+        if state.name in required and not state.active:
+            raise IsolationError(state.name, state.detail)
+    return states

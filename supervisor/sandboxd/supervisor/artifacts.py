@@ -1,7 +1,7 @@
 """Compiled modules in memory: sealed memory files that runners load from.
 
-An artifact is native code from a hostile source. The supervisor only ever passes its descriptor
-on; it neither maps nor reads it.
+An artifact is native code from a hostile source. To the supervisor it is a descriptor to pass on
+and opaque bytes to seal (sealing.py); it never interprets them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sandboxd.supervisor.keys import Key
+from sandboxd.supervisor.keys import EngineIdentity, Key
 from sandboxd.v1 import call_pb2
 
 
@@ -52,21 +52,36 @@ class ModuleInfo:
 
 
 class Artifact:
-    """A compiled module: a sealed memory file, its size, and what the module looks like.
+    """A compiled module: a sealed memory file, its size, what the module looks like, who made it.
 
-    The descriptor lives as long as the object: a call that still holds an artifact can use it
-    after the cache dropped it.
+    `from_disk` is True if it was not compiled now. The descriptor lives as long as the object: a
+    call that still holds an artifact can use it after the cache dropped it.
     """
 
-    __slots__ = ("fd", "info", "size_bytes")
+    __slots__ = ("engine", "fd", "from_disk", "info", "size_bytes")
 
-    def __init__(self, fd: int, size_bytes: int, info: ModuleInfo) -> None:
+    def __init__(
+        self,
+        fd: int,
+        size_bytes: int,
+        info: ModuleInfo,
+        engine: EngineIdentity,
+        *,
+        from_disk: bool = False,
+    ) -> None:
         self.fd = fd
         self.size_bytes = size_bytes
         self.info = info
+        self.engine = engine
+        self.from_disk = from_disk
 
     def __del__(self) -> None:
         os.close(self.fd)
+
+
+def new_memory_file() -> int:
+    """Return a descriptor of an empty memory file for an artifact, to be sealed once it is full."""
+    return os.memfd_create("sandboxd-artifact", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
 def seal(fd: int) -> None:
@@ -105,6 +120,9 @@ class ArtifactCache:
         while self.size_bytes > self._budget_bytes and len(self._entries) > 1:
             self.drop(next(iter(self._entries)))
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def drop(self, key: Key) -> None:
         """Forget an artifact, if it is there."""
         artifact = self._entries.pop(key, None)
@@ -114,7 +132,7 @@ class ArtifactCache:
         if self._on_drop is not None:
             self._on_drop(key)
 
-    def close(self) -> None:
+    def clear(self) -> None:
         """Forget all."""
         for key in list(self._entries):
             self.drop(key)

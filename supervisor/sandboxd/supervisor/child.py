@@ -29,12 +29,14 @@ class ExitStatus:
     """How a process ended. `status` is the exit code, or minus the signal's number.
 
     `known` is False when nobody could reap it (the zygote was lost): the numbers are then 0.
+    `out_of_memory`: the kernel killed it because its cgroup had no memory left.
     """
 
     status: int
     cpu_time_ns: int
     peak_rss_bytes: int
     known: bool = True
+    out_of_memory: bool = False
 
 
 UNKNOWN_EXIT = ExitStatus(0, 0, 0, known=False)
@@ -121,6 +123,19 @@ class Child:
         self._loop.remove_reader(self._fd)
         if self.on_hangup is not None:
             self.on_hangup()
+
+    def deafen(self) -> None:
+        """Deliver nothing any more, EOF included. Idempotent.
+
+        What it still sends stays in its socket, which is full soon.
+        """
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes that were sent here and that the process did not take yet."""
+        return len(self._unsent) if self._unsent is not None else 0
 
     def send(self, frame: bytes, fd: int | None = None) -> None:
         """Send a frame, with a descriptor beside its first byte if `fd` is given. Never blocks.

@@ -1,17 +1,19 @@
 """Compiling: one-shot processes, one per module at a time, with a certain end.
 
 Calls and pushes that need the same module share one compilation. It is theirs: when the last of
-them is gone, the compiler is killed. Only so many compilers run at once; the others wait.
+them is gone, the compiler is killed. Only so many compilers run at once; the others wait, and
+tenants take turns (turns.py). A module that was compiled before may have its artifact on disk
+(artifact_store.py); then it is not compiled again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import fcntl
 import logging
 import os
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +21,18 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from sandboxd.supervisor import faults, frames
-from sandboxd.supervisor.artifacts import Artifact, ArtifactCache, ModuleInfo, seal
+from sandboxd.supervisor.artifact_store import ArtifactStore
+from sandboxd.supervisor.artifacts import (
+    Artifact,
+    ArtifactCache,
+    ModuleInfo,
+    new_memory_file,
+    seal,
+)
 from sandboxd.supervisor.child import Child, ExitStatus
-from sandboxd.supervisor.keys import Key
+from sandboxd.supervisor.keys import EngineIdentity, Key
+from sandboxd.supervisor.runner import for_people
+from sandboxd.supervisor.turns import Turns
 from sandboxd.supervisor.zygote import ChildLimits, Zygote
 from sandboxd.wire.v1 import control_pb2, runner_pb2
 
@@ -29,6 +40,13 @@ log = logging.getLogger(__name__)
 
 # What a compiler says about a module: at most 10,000 imports and exports with their names.
 MAX_REPLY_BYTES = 24 * 1024 * 1024
+MAX_REPLY_FIELDS = 2 * 10_000 + 16
+_REPLY_LEVELS = 2
+# The engine's own limit for the parameters, and for the results, of a function.
+MAX_TYPES = 1000
+# As the compiler cuts it; with its copies in a status this stays under gRPC's limit for metadata.
+MAX_REASON_BYTES = 2048
+_LIMIT_NAME = re.compile(r"[a-z_]{1,40}")
 _ALLOWED_FIRST = frozenset({"ready", "failed"})
 _ALLOWED_THEN = frozenset({"compiled", "invalid", "too_complex"})
 
@@ -60,22 +78,30 @@ class _Job:
 class CompileService:
     """Compiles modules in children of the zygote and keeps the artifacts."""
 
-    def __init__(self, config: CompileConfig, cache: ArtifactCache) -> None:
+    def __init__(self, config: CompileConfig, cache: ArtifactCache, disk: ArtifactStore) -> None:
         self.config = config
         self.cache = cache
+        self.disk = disk
         self._zygote: Zygote | None = None
         self._limits = config.limits
         self._jobs: dict[Key, _Job] = {}
-        self._slots = asyncio.Semaphore(config.concurrency)
+        self._saving: dict[Key, asyncio.Task[None]] = {}
+        self._turns = Turns(config.concurrency)
+        self._engine: EngineIdentity | None = None
         self.working = 0
+        self.compiled_total = 0
 
     def use_zygote(self, zygote: Zygote | None, processes: int) -> None:
         """Fork from this zygote from now on; `processes` is the children's RLIMIT_NPROC."""
         self._zygote = zygote
         self._limits = dataclasses.replace(self.config.limits, processes=processes)
+        if zygote is not None and zygote.engine != self._engine:
+            # The first one; or the engine was upgraded under a running daemon.
+            self._engine = zygote.engine
+            self.cache.clear()
 
     async def artifact(self, key: Key, open_wasm: Callable[[], int]) -> Artifact:
-        """Return the module's artifact, compiling it if it is not cached.
+        """Return the module's artifact: from memory, from disk, or compiled now.
 
         `open_wasm` returns a descriptor of the module's bytes; it is closed here. Raises
         `faults.InvalidModule`, `ModuleTooComplex`, `CompilerLost`, `QueueFull`, `ZygoteLost`.
@@ -105,34 +131,61 @@ class CompileService:
     async def _run(self, key: Key, open_wasm: Callable[[], int]) -> Artifact:
         job = self._jobs[key]
         try:
-            async with self._slots:
-                self.working += 1
-                try:
-                    artifact = await self._compile(key, open_wasm)
-                finally:
-                    self.working -= 1
+            artifact = await self._load(key)
+            if artifact is None:
+                async with self._turns.slot(key.tenant):
+                    self.working += 1
+                    try:
+                        artifact = await self._compile(key, open_wasm)
+                    finally:
+                        self.working -= 1
+                self.compiled_total += 1
             self.cache.put(key, artifact)
+            self.keep(key, artifact)
             return artifact
         finally:
             if self._jobs.get(key) is job:
                 del self._jobs[key]
 
+    async def _load(self, key: Key) -> Artifact | None:
+        if self._engine is None or not self.disk.has(key):
+            return None
+        return await asyncio.to_thread(self.disk.load, key, self._engine)
+
+    def keep(self, key: Key, artifact: Artifact) -> asyncio.Task[None] | None:
+        """Begin to put an artifact on disk, if its module is stored and it is not there yet.
+
+        Return the task that does, to be shielded if it is awaited at all.
+        """
+        if artifact.from_disk or self.disk.has(key) or not self.disk.wants(key):
+            return None
+        task = self._saving.get(key)
+        if task is None:
+            saving = asyncio.to_thread(self.disk.save, key, artifact)
+            task = asyncio.get_running_loop().create_task(saving)
+            self._saving[key] = task
+            task.add_done_callback(lambda _: self._saving.pop(key, None))
+        return task
+
+    async def close(self) -> None:
+        """Wait for what is on its way to the disk."""
+        await asyncio.gather(*self._saving.values())
+
     async def _compile(self, key: Key, open_wasm: Callable[[], int]) -> Artifact:
         if self._zygote is None:
             raise faults.ZygoteLost("no process can be started now; retry", retry_after_s=0.5)
+        engine = self._zygote.engine
         wasm_fd = open_wasm()
         artifact_fd = -1
         try:
-            artifact_fd = os.memfd_create(
-                "sandboxd-artifact", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-            )
+            artifact_fd = new_memory_file()
             child = self._zygote.spawn(
                 control_pb2.CHILD_KIND_COMPILER, [wasm_fd, artifact_fd], self._limits
             )
             compiled = await _Compilation(child, self.config).run(
                 os.fstat(wasm_fd).st_size, key.fuel
             )
-            artifact = _accept(artifact_fd, compiled, self.config.max_artifact_bytes)
+            artifact = _accept(artifact_fd, compiled, self.config.max_artifact_bytes, engine)
             artifact_fd = -1
             return artifact
         finally:
@@ -141,16 +194,22 @@ class CompileService:
                 os.close(artifact_fd)
 
 
-def _accept(fd: int, compiled: runner_pb2.Compiled, max_bytes: int) -> Artifact:
+def _accept(
+    fd: int, compiled: runner_pb2.Compiled, max_bytes: int, engine: EngineIdentity
+) -> Artifact:
     """Seal what a compiler wrote, after it is dead, and hold its words against the file."""
     size = os.fstat(fd).st_size
     if size != compiled.artifact_size_bytes or not 0 < size <= max_bytes:
-        raise faults.ModuleTooComplex(
-            "the compiler's output is not what it announced", metadata={"limit": "protocol"}
-        )
-    seal(fd)
+        raise _too_complex("protocol", "the compiler's output is not what it announced")
+    externs = (*compiled.imports, *compiled.exports)
+    if any(max(len(extern.params), len(extern.results)) > MAX_TYPES for extern in externs):
+        raise _too_complex("protocol", "the compiler tells of impossible signatures")
+    try:
+        seal(fd)
+    except OSError:
+        raise _too_complex("protocol", "the compiler's output is still mapped") from None
     info = ModuleInfo.of(tuple(compiled.imports), tuple(compiled.exports))
-    return Artifact(fd, size, info)
+    return Artifact(fd, size, info, engine)
 
 
 class _Compilation:
@@ -187,16 +246,18 @@ class _Compilation:
             self._child.kill()
         exit_status = await self._finish()
         if timed_out:
-            raise faults.ModuleTooComplex(
-                f"compiling took longer than {self._config.wall_time_s:g} s",
-                metadata={"limit": "wall_time"},
-            )
+            limit_s = self._config.wall_time_s
+            words = f"compiling took longer than {limit_s:g} s"
+            raise _too_complex("wall_time", words, int(limit_s * 1000))
         return self._verdict(reply, exit_status)
 
     async def _finish(self) -> ExitStatus:
         # A compiler that answered ends by itself at once; one that does not is killed.
-        with contextlib.suppress(TimeoutError):
+        try:
             await asyncio.wait_for(asyncio.shield(self._child.gone), 1.0)
+        except TimeoutError:
+            if self._reply.done() and not self._reply.cancelled() and not self._reply.result():
+                self._breach = self._breach or "it closed its socket without an answer"
         self._child.kill()
         exit_status = await self._child.wait_exit()
         self._child.close()
@@ -205,8 +266,11 @@ class _Compilation:
     def _on_data(self, data: bytes) -> None:
         try:
             for payload in self._reader.feed(data):
+                if frames.more_fields_than(payload, MAX_REPLY_FIELDS, _REPLY_LEVELS):
+                    self._breached(f"a message of more than {MAX_REPLY_FIELDS} fields")
+                    return
                 self._dispatch(runner_pb2.CompilerReply.FromString(payload))
-        except (frames.FrameTooLong, DecodeError) as error:
+        except (frames.FrameBreach, DecodeError) as error:
             self._breached(str(error) or "the frame is not a message")
 
     def _dispatch(self, reply: runner_pb2.CompilerReply) -> None:
@@ -217,15 +281,18 @@ class _Compilation:
             self._allowed = _ALLOWED_THEN
             self._child.send(self._command)
         elif kind == "failed":
-            log.error("a compiler could not lock itself down: %s", reply.failed.message)
             self._breached(f"it could not lock itself down: {reply.failed.message}")
+            log.error("a compiler: %s", self._breach)
         else:
             self._allowed = frozenset()
             if not self._reply.done():
                 self._reply.set_result(reply)
 
     def _breached(self, breach: str) -> None:
-        self._breach = breach
+        self._breach = for_people(breach)
+        # Nothing more is read, also if it goes on sending until it is gone.
+        self._child.deafen()
+        self._child.kill()
         self._hang_up()
 
     def _hang_up(self) -> None:
@@ -245,38 +312,69 @@ class _Compilation:
                 metadata = {}
                 if invalid.HasField("offset_bytes"):
                     metadata["offset_bytes"] = str(invalid.offset_bytes)
-                raise faults.InvalidModule(invalid.message, field="wasm", metadata=metadata)
+                raise faults.InvalidModule(
+                    _clipped(invalid.message), field="wasm", metadata=metadata
+                )
             case _:
-                raise faults.ModuleTooComplex(reply.too_complex.message, field="wasm")
+                raise _told(reply.too_complex)
+
+
+def _too_complex(
+    limit: str, words: str, maximum: int | None = None, actual: int | None = None
+) -> faults.ModuleTooComplex:
+    """Name the limit that fired: for people, and for programs in the metadata."""
+    metadata = {"limit": limit}
+    if maximum is not None:
+        metadata["maximum"] = str(maximum)
+    if actual is not None:
+        metadata["actual"] = str(actual)
+    return faults.ModuleTooComplex(words, field="wasm", metadata=metadata)
+
+
+def _told(verdict: runner_pb2.TooComplex) -> faults.ModuleTooComplex:
+    """Pass on what a compiler says, which a hostile module may have taken over."""
+    limit = verdict.limit if _LIMIT_NAME.fullmatch(verdict.limit) else "protocol"
+    return _too_complex(
+        limit,
+        _clipped(verdict.message),
+        verdict.maximum if verdict.HasField("maximum") else None,
+        verdict.actual if verdict.HasField("actual") else None,
+    )
+
+
+def _clipped(message: str) -> str:
+    return message.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
 
 
 def _death(exit_status: ExitStatus, breach: str, config: CompileConfig) -> faults.Fault:
     """Say what a compiler's end without an answer means."""
-    signals = {
-        -signal.SIGABRT: ("memory", f"{config.limits.data_bytes >> 20} MiB of memory"),
-        -signal.SIGXCPU: ("cpu_time", f"{config.limits.cpu_seconds} s of CPU time"),
-        -signal.SIGXFSZ: ("artifact_size", f"{config.max_artifact_bytes >> 20} MiB of output"),
-        -signal.SIGSEGV: ("stack", "the stack that the compiler has"),
+    limits = config.limits
+    memory = ("memory", f"{limits.data_bytes >> 20} MiB of memory", limits.data_bytes)
+    cpu_time = ("cpu_time", f"{limits.cpu_seconds} s of CPU time", limits.cpu_seconds * 1000)
+    signals: dict[int, tuple[str, str, int | None]] = {
+        -signal.SIGABRT: memory,
+        -signal.SIGXCPU: cpu_time,
+        -signal.SIGXFSZ: (
+            "artifact_size",
+            f"{config.max_artifact_bytes >> 20} MiB of output",
+            config.max_artifact_bytes,
+        ),
+        -signal.SIGSEGV: ("stack", "the stack that the compiler has", None),
     }
+    if exit_status.known and exit_status.cpu_time_ns >= limits.cpu_seconds * 1_000_000_000:
+        # SIGXCPU comes first, but a process that handles it gets SIGKILL, which tells nothing.
+        signals[-signal.SIGKILL] = cpu_time
     if breach:
-        return faults.ModuleTooComplex(
-            f"the compiler broke its protocol: {breach}", metadata={"limit": "protocol"}
-        )
+        return _too_complex("protocol", f"the compiler broke its protocol: {breach}")
     if exit_status.known and exit_status.status in signals:
-        limit, words = signals[exit_status.status]
-        return faults.ModuleTooComplex(
-            f"compiling needs more than {words}", metadata={"limit": limit}
-        )
+        limit, words, maximum = signals[exit_status.status]
+        return _too_complex(limit, f"compiling needs more than {words}", maximum)
     if exit_status.known and exit_status.status == -signal.SIGSYS:
         log.error("a compiler made a forbidden system call (SIGSYS)")
-        return faults.ModuleTooComplex(
-            "the compiler made a forbidden system call and was killed",
-            metadata={"limit": "sandbox"},
-        )
+        return _too_complex("sandbox", "the compiler made a forbidden system call and was killed")
     if exit_status.known and exit_status.status != -signal.SIGKILL:
-        return faults.ModuleTooComplex(
-            f"the compiler ended without an answer (status {exit_status.status})",
-            metadata={"limit": "crash"},
+        return _too_complex(
+            "crash", f"the compiler ended without an answer (status {exit_status.status})"
         )
     return faults.CompilerLost("the compiler was killed from outside; retry", retry_after_s=0.5)
 

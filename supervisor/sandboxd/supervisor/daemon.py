@@ -17,6 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from sandboxd.supervisor import endpoints, faults, host, isolation, privileges
+from sandboxd.supervisor.artifact_store import ArtifactStore
 from sandboxd.supervisor.artifacts import ArtifactCache
 from sandboxd.supervisor.compilation import CompileConfig, CompileService
 from sandboxd.supervisor.execution import Executor
@@ -82,7 +83,7 @@ class Daemon:
         self._stats = Stats()
         self._launcher = Launcher()
         self._required = isolation.required_layers(
-            settings.isolation, settings.require_layer, settings.namespaces
+            settings.isolation, settings.require_layer, settings.namespaces, settings.cgroups
         )
         self._host = host.describe(self._as_root)
         self._zygote: Zygote | None = None
@@ -94,7 +95,12 @@ class Daemon:
         self._health = health.aio.HealthServicer()
         self._store = Store(settings.state_dir, settings.max_module)
         self._cache = ArtifactCache(settings.artifact_cache)
-        self._compiles = CompileService(_compile_config(settings), self._cache)
+        self._artifacts = ArtifactStore(
+            settings.artifact_disk,
+            settings.max_artifact,
+            is_stored=lambda tenant, digest: self._store.get(tenant, digest) is not None,
+        )
+        self._compiles = CompileService(_compile_config(settings), self._cache, self._artifacts)
         self._pool = Pool(_pool_config(settings))
         self._pool.on_layers = self._note_layers
         self._executor = Executor(
@@ -138,7 +144,9 @@ class Daemon:
             if self._zygote is not None:
                 await self._zygote.stop()
             await self._launcher.stop()
-            self._cache.close()
+            await self._compiles.close()
+            self._cache.clear()
+            self._artifacts.close()
             self._store.close()
             self._notifier.close()
 
@@ -159,6 +167,7 @@ class Daemon:
         # The interpreter may be installed where only root can read: import now what would be
         # imported at first use.
         await asyncio.to_thread(importlib.import_module, "concurrent.futures.thread")
+        self._open_artifacts()
         self._give_up_root()
         await server.start()
         await self._set_serving(True)
@@ -172,6 +181,17 @@ class Daemon:
             watchdog.cancel()
             await server.stop(0)
             endpoints.unlink(bound)
+
+    def _open_artifacts(self) -> None:
+        """Before the state directory is handed over: afterwards, who owned what cannot be told."""
+        owners = {os.geteuid()}
+        try:
+            if self._as_root:
+                become = privileges.account(self._settings.user, self._settings.uid_base)
+                owners.add(become.uid)
+            self._artifacts.open(self._store.directory_fd, owners)
+        except (privileges.PrivilegeError, OSError) as error:
+            raise StartError(f"artifacts: {error}") from error
 
     def _give_up_root(self) -> None:
         """From here on nothing is root but the launcher and what it forks."""
@@ -231,13 +251,15 @@ class Daemon:
     async def _start_zygote(self) -> None:
         settings = self._settings
         uids: range | tuple[()] = ()
+        slots = 2 * settings.max_runners + settings.compilers + 8
         if self._as_root:
-            slots = 2 * settings.max_runners + settings.compilers + 8
             # The first one of the range may be the daemon's own.
             uids = range(settings.uid_base + 1, settings.uid_base + 1 + slots)
         zygote = Zygote(uids, self._on_zygote_lost)
         try:
-            await zygote.start(self._launcher, settings.namespaces, self._required)
+            await zygote.start(
+                self._launcher, settings.namespaces, self._required, _cgroups(settings, slots)
+            )
         except BaseException:
             await zygote.stop()
             raise
@@ -352,11 +374,23 @@ class Daemon:
             modules=self._store.count(),
             zygote_pid=self._zygote.pid if self._zygote is not None else 0,
             compiling=self._compiles.working,
+            artifacts=self._artifact_status(),
         )
         for counts, fault in ((self._stats.outcomes, False), (self._stats.faults, True)):
             for name, count in sorted(counts.items()):
                 status.outcomes.add(name=name, count=count, fault=fault)
         return status
+
+    def _artifact_status(self) -> admin_pb2.ArtifactStatus:
+        return admin_pb2.ArtifactStatus(
+            cached=len(self._cache),
+            cache_bytes=self._cache.size_bytes,
+            loaded_total=self._artifacts.loaded_total,
+            compiled_total=self._compiles.compiled_total,
+            rejected_total=self._artifacts.rejected_total,
+            stored=len(self._artifacts),
+            stored_bytes=self._artifacts.stored_bytes,
+        )
 
     def _pool_status(self, states: Counter[State]) -> admin_pb2.PoolStatus:
         return admin_pb2.PoolStatus(
@@ -429,6 +463,15 @@ def _processes(settings: Settings, zygote: Zygote, as_root: bool) -> int:
         # All share one user, but one that counts only within their namespace.
         return RUNNER_THREADS * (2 * settings.max_runners + settings.compilers + 8)
     return 0  # the user's other processes count, too: no number is right
+
+
+def _cgroups(settings: Settings, slots: int) -> control_pb2.Cgroups:
+    return control_pb2.Cgroups(
+        mode=settings.cgroups,
+        slots=slots,
+        threads=RUNNER_THREADS,
+        cpu_percent=settings.runner_cpu_percent,
+    )
 
 
 def _pool_config(settings: Settings) -> PoolConfig:

@@ -22,12 +22,13 @@ from google.protobuf.message import DecodeError
 from sandboxd.supervisor import faults, requests
 from sandboxd.supervisor.artifacts import Artifact
 from sandboxd.supervisor.compilation import CompileService, wasm_memory_file
+from sandboxd.supervisor.frames import more_fields_than
 from sandboxd.supervisor.keys import Key, digest_of
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
-from sandboxd.supervisor.outbox import Written
+from sandboxd.supervisor.outbox import MAX_LOG_ENTRIES, Written
 from sandboxd.supervisor.pool import Pool, QueueDeadline
-from sandboxd.supervisor.runner import Answer, Death, Runner
+from sandboxd.supervisor.runner import Answer, Death, Runner, for_people
 from sandboxd.supervisor.stats import Stats
 from sandboxd.supervisor.store import Store
 from sandboxd.supervisor.watchdog import StopReason, Watchdog
@@ -178,7 +179,7 @@ class Executor:
             return self._store.open_wasm(call.key.tenant, call.key.digest)
 
         try:
-            return await _until(
+            artifact = await _until(
                 call.deadline_at,
                 self._compiles.artifact(call.key, open_wasm),
             )
@@ -188,6 +189,9 @@ class Executor:
             raise faults.ModuleNotFound(f"module {call.key.digest} was deleted") from None
         finally:
             call.compile_s = self._loop.time() - started_at
+        if artifact.from_disk:
+            call.compile_s = 0.0
+        return artifact
 
     async def _queued(self, call: _Call, fresh: bool) -> Runner:
         started_at = self._loop.time()
@@ -228,8 +232,14 @@ class Executor:
         watchdog.disarm()
         self._measure(call, runner, ending, handed_at, base_cpu_ns)
         written = runner.outbox.take(call.limits.output_bytes)
-        self._give_back(runner, ending, watchdog, fresh, written)
-        return self._response(call, runner, ending, watchdog, written)
+        clean = False
+        try:
+            response = self._response(call, runner, ending, watchdog, written)
+            # By the final verdict: a lie may be found only when the answer is put together.
+            clean = watchdog.reason is None and response.WhichOneof("outcome") in _CLEAN
+            return response
+        finally:
+            self._give_back(runner, clean and not fresh)
 
     def _measure(
         self, call: _Call, runner: Runner, ending: Answer, handed_at: float, base_cpu_ns: int
@@ -247,19 +257,11 @@ class Executor:
             call.cpu_time_ns = max(0, runner.child.cpu_time_ns() - base_cpu_ns)
             call.peak_memory_bytes = runner.child.peak_rss_bytes()
 
-    def _give_back(
-        self, runner: Runner, ending: Answer, watchdog: Watchdog, fresh: bool, written: Written
-    ) -> None:
-        clean = (
-            not isinstance(ending, Death)
-            and watchdog.reason is None
-            and ending.WhichOneof("outcome") in _CLEAN
-            and written.honest
-            and runner.state is State.BUSY
-        )
-        if clean and not fresh:
+    def _give_back(self, runner: Runner, reusable: bool) -> None:
+        reusable = reusable and runner.state is State.BUSY
+        if reusable:
             runner.finish()
-        self._pool.release(runner, reusable=clean and not fresh)
+        self._pool.release(runner, reusable)
 
     # --- a call that nobody waits for any more ---------------------------------------------------
 
@@ -300,8 +302,11 @@ class Executor:
         bytes_out = len(written.stdout) + len(written.stderr)
         if written.log:
             try:
+                if more_fields_than(written.log, MAX_LOG_ENTRIES, levels=1):
+                    raise DecodeError("more entries than a guest can make")
                 response.logs.MergeFromString(written.log)
             except DecodeError:
+                response.ClearField("logs")
                 written = Written(written.stdout, written.stderr, b"", honest=False)
             bytes_out += len(written.log)
         if isinstance(ending, Death):
@@ -311,6 +316,9 @@ class Executor:
             bytes_out += _result_bytes(response)
         if not written.honest or bytes_out > _allowed_out(call):
             response.protocol_violation.message = "the process claimed output beyond its limit"
+        elif runner.breach:
+            # It answered and went on talking.
+            response.protocol_violation.message = runner.breach
         self._tell_receipt(call, response, ending, bytes_out)
         return response
 
@@ -331,6 +339,9 @@ class Executor:
                 "the process was lost with the zygote, which is being replaced; retry",
                 retry_after_s=0.5,
             )
+        elif exit_status.out_of_memory:
+            response.limit_exceeded.kind = call_pb2.LIMIT_KIND_MEMORY
+            response.limit_exceeded.message = "the process used more memory than its cgroup has"
         elif exit_status.status == -signal.SIGKILL:
             raise faults.RunnerLost(
                 "the process was killed from outside (by an operator, or for lack of memory); "
@@ -364,7 +375,10 @@ class Executor:
             frames = tuple(result.trapped.frames)
             self._tell_stop(call, response, watchdog, sandbox_pb2.STOP_METHOD_INTERRUPTED, frames)
         elif outcome == "rejected":
-            raise faults.ArgumentMismatch(result.rejected.message, field=result.rejected.field)
+            rejected = result.rejected
+            raise faults.ArgumentMismatch(
+                for_people(rejected.message), field=for_people(rejected.field)
+            )
         elif outcome in _PASSED_ON:
             getattr(response, outcome).CopyFrom(getattr(result, outcome))
 

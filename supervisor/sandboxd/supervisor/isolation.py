@@ -24,22 +24,30 @@ _WALL = frozenset(
         "seccomp-sealed",
     }
 )
+# What the zygote enters, and what it gives up, once for all children.
+_NAMESPACES = frozenset({"namespaces", "empty-root", "zygote-capabilities"})
 PRESETS: dict[str, frozenset[str]] = {
     # Everything that does not depend on the administrator of the host.
     "default": _WALL | {"landlock"},
-    # Everything there is.
-    "strict": _WALL | {"landlock", "namespaces", "empty-root", "mdwe"},
+    # Everything that a host of today has for root and for an ordinary user alike.
+    "strict": _WALL | {"landlock", "mdwe", *_NAMESPACES},
     # Inside a container that allows neither namespaces nor Landlock and is itself the outer wall.
     "container": _WALL,
 }
-LAYERS = PRESETS["strict"]
+# Beyond any preset: only root has the first, and the second must be delegated to the daemon.
+LAYERS = PRESETS["strict"] | {"memfd-noexec", "cgroup"}
+
+# What a runner applies after it has loaded its module, and reports then.
+AFTER_LOADING = frozenset({"mdwe", "seccomp-sealed"})
 
 
 class UnknownLayer(Exception):  # noqa: N818 - names what is wrong
     """A layer that does not exist was required."""
 
 
-def required_layers(preset: str, added: Iterable[str], namespaces: str) -> tuple[str, ...]:
+def required_layers(
+    preset: str, added: Iterable[str], namespaces: str, cgroups: str
+) -> tuple[str, ...]:
     """Return the names of the layers that must hold, sorted. Raises `UnknownLayer`."""
     unknown = set(added) - LAYERS
     if unknown:
@@ -49,4 +57,6 @@ def required_layers(preset: str, added: Iterable[str], namespaces: str) -> tuple
     required = PRESETS[preset] | set(added)
     if namespaces == "require":
         required |= {"namespaces", "empty-root"}
+    if cgroups == "require":
+        required |= {"cgroup"}
     return tuple(sorted(required))

@@ -24,6 +24,19 @@ class Key(NamedTuple):
     fuel: bool
 
 
+class EngineIdentity(NamedTuple):
+    """Which engine made an artifact and can load it, as the zygote told; sums in hex.
+
+    version: of the engine inside its library. library_sha256: of that library. fingerprint: of all
+    its settings. cpu_features_sha256: of what the machine's processors can do.
+    """
+
+    version: str
+    library_sha256: str
+    fingerprint: str
+    cpu_features_sha256: str
+
+
 def is_digest(text: str) -> bool:
     """Return True for "sha256:" and 64 lower-case hex digits."""
     return _DIGEST.fullmatch(text) is not None

@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from sandboxd.wire.v1 import control_pb2
 
 MAX_PACKET_BYTES = 64 * 1024
+END_TIMEOUT_S = 5.0
 
 
 class LauncherLost(Exception):  # noqa: N818 - a state of the world
@@ -99,7 +100,11 @@ class Launcher:
         self._loop.add_reader(ours.fileno(), self._on_readable)
 
     def launch(
-        self, control: socket.socket, namespaces: str, required: Sequence[str]
+        self,
+        control: socket.socket,
+        namespaces: str,
+        required: Sequence[str],
+        cgroups: control_pb2.Cgroups,
     ) -> LaunchedZygote:
         """Ask for a zygote with this end of its control socket. Raises `LauncherLost`."""
         if self._sock is None:
@@ -107,7 +112,10 @@ class Launcher:
         zygote_id = self._next_id
         self._next_id += 1
         request = control_pb2.LaunchRequest(
-            zygote_id=zygote_id, namespaces=namespaces, required_layers=required
+            zygote_id=zygote_id,
+            namespaces=namespaces,
+            required_layers=required,
+            cgroups=cgroups,
         )
         launched = LaunchedZygote()
         self._zygotes[zygote_id] = launched
@@ -159,9 +167,12 @@ class Launcher:
         """Hang up: it ends, and all below it. Idempotent."""
         self._lose()
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
+            # It ends by itself, after it has removed the cgroups of its children.
+            try:
+                await asyncio.to_thread(self._process.wait, END_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
                 self._process.kill()
-            await asyncio.to_thread(self._process.wait)
+                await asyncio.to_thread(self._process.wait)
 
 
 def pid_of(pidfd: int) -> int:

@@ -22,6 +22,7 @@ _ZEROS = bytes(HEADER.size)
 # Log entries count 16 bytes each against the output limit (docs/abi.md); on the wire an entry costs
 # up to this much beside its message, so the region is larger than the limit by what 1,024 need.
 LOG_OVERHEAD_BYTES = 32 * 1024
+MAX_LOG_ENTRIES = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,9 @@ JITTER = 0.2
 SWEEP_INTERVAL_S = 5.0
 # A runner that cannot even start is not asked for again at once.
 START_FAILURE_PAUSE_S = 0.5
+# Locking down takes milliseconds. A runner that is not ready after this long is stopped or broken,
+# and would keep the place of one that works.
+START_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +327,12 @@ class Pool:
         self._alive += 1
         self._starting += 1
         self.started_total += 1
+        self._loop.call_later(START_TIMEOUT_S, self._check_started, runner)
+
+    def _check_started(self, runner: Runner) -> None:
+        if runner.state is State.STARTING:
+            log.error("a runner was not ready within %.0f s; killing it", START_TIMEOUT_S)
+            self.retire(runner)
 
     def _on_ready(self, runner: Runner) -> None:
         self._starting -= 1

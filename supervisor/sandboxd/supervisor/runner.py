@@ -10,22 +10,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from sandboxd.supervisor import frames
+from sandboxd.supervisor import frames, isolation
 from sandboxd.supervisor.artifacts import Artifact
 from sandboxd.supervisor.child import Child, ExitStatus
 from sandboxd.supervisor.keys import Key
 from sandboxd.supervisor.lifecycle import Event, State, advance
 from sandboxd.supervisor.outbox import Outbox
+from sandboxd.v1 import call_pb2
 from sandboxd.wire.v1 import control_pb2, runner_pb2
 
 # A frame that is not a result is small. A result may carry the output limit and this much beside:
 # a backtrace of 64 frames with names of 256 characters, messages of 4 KiB, numbers.
 SMALL_FRAME_BYTES = 256 * 1024
+# What a result may hold (see call.proto) and what the engine allows a function to return.
+MAX_BACKTRACE_FRAMES = 64
+MAX_RESULTS = 1000
+# Fields of a reply: those results, and what is beside them. Only a frame that is large enough to
+# have more is counted.
+MAX_REPLY_FIELDS = 2 * MAX_RESULTS
+_REPLY_LEVELS = 3
+_UNCOUNTED_BYTES = 4096
+# The only layers that a runner reports after it has seen a module, when its word is no longer
+# trusted: those that it applies then.
+_LAYERS_AFTER_LOADING = isolation.AFTER_LOADING
+# Of what a runner says for people, this much is passed on.
+MAX_TEXT_CHARS = 512
+# A process that ends closes its socket a moment before the kernel tells of its end. One that lives
+# on for this long has closed it on purpose.
+HANGUP_GRACE_S = 0.1
 
 _ALLOWED: dict[State, frozenset[str]] = {
     State.STARTING: frozenset({"ready", "failed"}),
@@ -88,12 +105,13 @@ class Runner:
         self._answer: asyncio.Future[Answer] | None = None
         self._reader = frames.FrameReader(SMALL_FRAME_BYTES)
         self._ready_seen = False
+        self._death: Death | None = None
         self._burial: asyncio.Task[None] | None = None
         child.on_data = self._on_data
         child.on_hangup = self._on_hangup
         child.listen()
         child.forked.add_done_callback(lambda _: self._maybe_ready())
-        child.gone.add_done_callback(lambda _: self._on_hangup())
+        child.gone.add_done_callback(lambda _: self.kill())
 
     @property
     def state(self) -> State:
@@ -139,6 +157,9 @@ class Runner:
         self._answer = self._loop.create_future()
         if previous is not None and previous.done() and not previous.cancelled():
             self._answer.set_result(previous.result())
+        elif self._death is not None:
+            # It was buried between the cancellation and this call.
+            self._answer.set_result(self._death)
         return self._answer
 
     def finish(self) -> None:
@@ -160,6 +181,7 @@ class Runner:
         previous = self._state
         self._advance(Event.KILL)
         self.child.kill()
+        self.child.deafen()
         self._on_kill(self, previous)
         self._burial = self._loop.create_task(self._bury())
 
@@ -174,15 +196,24 @@ class Runner:
         try:
             for payload in self._reader.feed(data):
                 self._dispatch(payload)
-        except (frames.FrameTooLong, DecodeError) as error:
+                if self._state is State.DYING:
+                    return
+        except (frames.FrameBreach, DecodeError) as error:
             self._breached(str(error) or "the frame is not a message")
+            return
+        if self._reader.pending_bytes and not _ALLOWED[self._state]:
+            self._breached(f"part of a message while {self._state.value}")
 
     def _dispatch(self, payload: bytes) -> None:
+        if len(payload) > _UNCOUNTED_BYTES and frames.more_fields_than(
+            payload, MAX_REPLY_FIELDS, _REPLY_LEVELS
+        ):
+            self._breached(f"a message of more than {MAX_REPLY_FIELDS} fields")
+            return
         reply = runner_pb2.RunnerReply.FromString(payload)
         kind = reply.WhichOneof("reply")
         if kind not in _ALLOWED[self._state]:
-            if self._state not in (State.DYING, State.DEAD):
-                self._breached(f"message {kind} while {self._state.value}")
+            self._breached(f"message {kind} while {self._state.value}")
             return
         match kind:
             case "result":
@@ -200,14 +231,20 @@ class Runner:
         answer = self._answer
         if answer is None or answer.done():
             self._breached("a second result for one call")
-        elif result.WhichOneof("outcome") is None:
-            self._breached("a result without an outcome")
+        elif self.child.unsent_bytes:
+            self._breached("a result for a call that it has not read")
+        elif breach := _implausible(result):
+            self._breached(breach)
         else:
             answer.set_result(result)
 
     def _bound(self, bound: runner_pb2.Bound) -> None:
         if bound.error:
             self._breached(f"it could not load the compiled module: {bound.error}")
+            return
+        names = [layer.name for layer in bound.layers[: len(_LAYERS_AFTER_LOADING)]]
+        if len(bound.layers) > len(names) or not _LAYERS_AFTER_LOADING.issuperset(names):
+            self._breached("it reports layers that are not applied after loading")
             return
         self.bound_at = self._loop.time()
         self._on_layers(bound.layers)
@@ -220,20 +257,56 @@ class Runner:
             self._on_ready(self)
 
     def _breached(self, breach: str) -> None:
-        self.breach = breach
+        if self._state in (State.DYING, State.DEAD):
+            return
+        self.breach = for_people(breach)
         self.kill()
 
     # --- its end ---------------------------------------------------------------------------------
 
     def _on_hangup(self) -> None:
-        self.kill()
+        if self._answer is None or self._answer.done():
+            self.kill()
+        else:
+            self._loop.call_later(HANGUP_GRACE_S, self._breached, "it closed its socket")
 
     async def _bury(self) -> None:
         exit_status = await self.child.wait_exit()
         self._advance(Event.EXITED)
+        self._death = Death(exit_status, self.breach)
         answer = self._answer
         if answer is not None and not answer.done():
-            answer.set_result(Death(exit_status, self.breach))
+            answer.set_result(self._death)
         self.child.close()
         os.close(self._interrupt_fd)
         self._on_dead(self)
+
+
+def for_people(text: str) -> str:
+    """Return what a process said as one line without control characters, cut to a sane length."""
+    clipped = text[:MAX_TEXT_CHARS]
+    return "".join(char if char.isprintable() else "\ufffd" for char in clipped)
+
+
+def _implausible(result: runner_pb2.Result) -> str:
+    """Say what no honest runner can have put into a result; "" if there is nothing."""
+    match result.WhichOneof("outcome"):
+        case None:
+            return "a result without an outcome"
+        case "completed" if len(result.completed.results) > MAX_RESULTS:
+            return f"a result of {len(result.completed.results)} numbers"
+        case "trapped":
+            if result.trapped.code not in call_pb2.TrapCode.values():
+                return f"a trap code {result.trapped.code}"
+            return _implausible_frames(result.trapped.frames)
+        case "limit_exceeded":
+            if result.limit_exceeded.kind not in call_pb2.LimitKind.values():
+                return f"a limit {result.limit_exceeded.kind}"
+            return _implausible_frames(result.limit_exceeded.frames)
+    return ""
+
+
+def _implausible_frames(backtrace: Sequence[call_pb2.Frame]) -> str:
+    if len(backtrace) > MAX_BACKTRACE_FRAMES:
+        return f"a backtrace of {len(backtrace)} frames"
+    return ""

@@ -145,6 +145,9 @@ class Settings:
     compile_memory: int = _option("2GiB", "Memory limit of one compilation.", SIZE)
     max_artifact: int = _option("512MiB", "Largest compiled module.", SIZE)
     artifact_cache: int = _option("1GiB", "Memory for compiled modules.", SIZE)
+    artifact_disk: int = _option(
+        "4GiB", "Disk space for compiled modules; 0 keeps none over a restart.", SIZE
+    )
     drain: int = _option("10s", "Time that running calls get when the daemon stops.", DURATION)
     user: str = _option(
         "",
@@ -161,8 +164,9 @@ class Settings:
     isolation: str = _option(
         "default",
         "Layers that must hold, or the daemon does not start. default: all that do not depend on "
-        "the host's administrator; strict: all; container: for a container that allows neither "
-        "namespaces nor Landlock. `sandboxctl status` lists the layers.",
+        "the host's administrator; strict: all but memfd-noexec (root only) and cgroup "
+        "(--cgroups=require); container: for a container that allows neither namespaces nor "
+        "Landlock. `sandboxctl doctor` lists the layers.",
         click.Choice(["default", "strict", "container"]),
     )
     require_layer: tuple[str, ...] = _option(
@@ -173,6 +177,18 @@ class Settings:
         "Namespaces and an empty root for all runners: require, auto (use if the host allows) or "
         "off.",
         click.Choice(["require", "auto", "off"]),
+    )
+    cgroups: str = _option(
+        "auto",
+        "A cgroup for each runner and compiler, with limits of memory and threads: require, auto "
+        "(use what was delegated to the daemon) or off.",
+        click.Choice(["require", "auto", "off"]),
+    )
+    runner_cpu_percent: int = _option(
+        0,
+        "Share of one processor that a runner or compiler may use, in percent; 0: no limit. Needs "
+        "a cgroup.",
+        click.IntRange(min=0),
     )
     log_level: str = _option(
         "info",

@@ -5,6 +5,7 @@
     STATE/modules/<tenant>/<hex digest>/
         module.wasm                              the bytes, as pushed
         module.pb                                sandboxd.v1.Module: what the compiler told
+    STATE/secret, STATE/artifacts/               see artifact_store.py; nothing there is missed
 
 A push is written to `incoming`, synced, and renamed into place, which is atomic; then the directory
 is synced, and only then the push is acknowledged. A delete renames the other way. At start every
@@ -163,6 +164,11 @@ class Store:
             log.error("stored module %s is damaged and is not served", entry.name)
             return
         self._index.setdefault(tenant, {})[module.digest] = module
+
+    @property
+    def directory_fd(self) -> int:
+        """Descriptor of the state directory; valid while the store is open."""
+        return self._base_fd
 
     def close(self) -> None:
         """Unlock the directory."""

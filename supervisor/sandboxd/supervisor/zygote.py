@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from sandboxd.supervisor import faults
 from sandboxd.supervisor.child import UNKNOWN_EXIT, Child, ExitStatus
+from sandboxd.supervisor.keys import EngineIdentity
 from sandboxd.supervisor.launcher import LaunchedZygote, Launcher
 from sandboxd.wire.v1 import control_pb2
 
@@ -64,6 +65,7 @@ class Zygote:
         self._sock: socket.socket | None = None
         self._ready: asyncio.Future[control_pb2.ZygoteReady] = self._loop.create_future()
         self.engine_version = ""
+        self.engine = EngineIdentity("", "", "", "")
         self.layers: list[control_pb2.IsolationLayer] = []
 
     @property
@@ -81,13 +83,19 @@ class Zygote:
         """True if another child can be forked now."""
         return self.alive and (not self._slots or bool(self._free_uids))
 
-    async def start(self, launcher: Launcher, namespaces: str, required: Sequence[str]) -> None:
+    async def start(
+        self,
+        launcher: Launcher,
+        namespaces: str,
+        required: Sequence[str],
+        cgroups: control_pb2.Cgroups,
+    ) -> None:
         """Have it forked and wait until it is preloaded. Raises `ZygoteFailed`, `LauncherLost`."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         self._sock = ours
         with theirs:
-            self._process = launcher.launch(theirs, namespaces, required)
+            self._process = launcher.launch(theirs, namespaces, required, cgroups)
         self._loop.add_reader(ours.fileno(), self._on_readable)
         try:
             ready = await asyncio.wait_for(asyncio.shield(self._ready), START_TIMEOUT_S)
@@ -100,6 +108,12 @@ class Zygote:
                 f"the zygote ended with status {status}; see its message above"
             ) from None
         self.engine_version = ready.engine_version
+        self.engine = EngineIdentity(
+            ready.engine_version,
+            ready.engine_library_sha256,
+            ready.engine_fingerprint,
+            ready.cpu_features_sha256,
+        )
         self.layers = list(ready.layers)
 
     # --- children -------------------------------------------------------------------------------
@@ -197,10 +211,13 @@ class Zygote:
                 self._end(event.spawn_failed.child_id, UNKNOWN_EXIT)
             case "exited":
                 exited = event.exited
-                self._end(
-                    exited.child_id,
-                    ExitStatus(exited.status, exited.cpu_time_ns, exited.peak_rss_bytes),
+                exit_status = ExitStatus(
+                    exited.status,
+                    exited.cpu_time_ns,
+                    exited.peak_rss_bytes,
+                    out_of_memory=exited.out_of_memory,
                 )
+                self._end(exited.child_id, exit_status)
         _close_all(fds)
 
     def _end(self, child_id: int, exit_status: ExitStatus) -> None:

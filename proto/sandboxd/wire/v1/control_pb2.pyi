@@ -49,6 +49,42 @@ CHILD_KIND_COMPILER: ChildKind.ValueType  # 2
 Global___ChildKind: _TypeAlias = ChildKind  # noqa: Y015
 
 @_typing.final
+class Cgroups(_message.Message):
+    """Cgroups says what cgroups children get."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    CPU_PERCENT_FIELD_NUMBER: _builtins.int
+    mode: _builtins.str
+    """"off": none; "auto": if the host has given us a place; "require": the same,
+    with the layer cgroup among the required ones.
+    """
+    slots: _builtins.int
+    """How many are made ahead: the most children that can be alive at once."""
+    threads: _builtins.int
+    """pids.max: most tasks (threads) of one child."""
+    cpu_percent: _builtins.int
+    """Share of one processor that a child may use, in percent; 0: no limit."""
+    def __init__(
+        self,
+        *,
+        mode: _builtins.str = ...,
+        slots: _builtins.int = ...,
+        threads: _builtins.int = ...,
+        cpu_percent: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_percent", b"cpu_percent", "mode", b"mode", "slots", b"slots", "threads", b"threads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cgroups: _TypeAlias = Cgroups  # noqa: Y015
+
+@_typing.final
 class LaunchRequest(_message.Message):
     """LaunchRequest asks for a zygote. Descriptor: its end of its control socket."""
 
@@ -57,6 +93,7 @@ class LaunchRequest(_message.Message):
     ZYGOTE_ID_FIELD_NUMBER: _builtins.int
     NAMESPACES_FIELD_NUMBER: _builtins.int
     REQUIRED_LAYERS_FIELD_NUMBER: _builtins.int
+    CGROUPS_FIELD_NUMBER: _builtins.int
     zygote_id: _builtins.int
     """Chosen by the supervisor; unique for the life of the launcher."""
     namespaces: _builtins.str
@@ -65,16 +102,21 @@ class LaunchRequest(_message.Message):
     def required_layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Layers that must hold: in the zygote, in every child, after loading."""
 
+    @_builtins.property
+    def cgroups(self) -> Global___Cgroups:
+        """Those of the first request hold for the life of the launcher."""
+
     def __init__(
         self,
         *,
         zygote_id: _builtins.int = ...,
         namespaces: _builtins.str = ...,
         required_layers: _abc.Iterable[_builtins.str] | None = ...,
+        cgroups: Global___Cgroups | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cgroups", b"cgroups"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespaces", b"namespaces", "required_layers", b"required_layers", "zygote_id", b"zygote_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cgroups", b"cgroups", "namespaces", b"namespaces", "required_layers", b"required_layers", "zygote_id", b"zygote_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -307,8 +349,17 @@ class ZygoteReady(_message.Message):
 
     ENGINE_VERSION_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
+    ENGINE_LIBRARY_SHA256_FIELD_NUMBER: _builtins.int
+    ENGINE_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    CPU_FEATURES_SHA256_FIELD_NUMBER: _builtins.int
     engine_version: _builtins.str
     """Version of the engine inside the loaded library."""
+    engine_library_sha256: _builtins.str
+    """SHA-256 of the engine's library, in hex."""
+    engine_fingerprint: _builtins.str
+    """SHA-256 of every setting of the engine, in hex."""
+    cpu_features_sha256: _builtins.str
+    """SHA-256 of the machine's architecture and processor features, in hex."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___IsolationLayer]:
         """Layers that every child inherits."""
@@ -318,10 +369,13 @@ class ZygoteReady(_message.Message):
         *,
         engine_version: _builtins.str = ...,
         layers: _abc.Iterable[Global___IsolationLayer] | None = ...,
+        engine_library_sha256: _builtins.str = ...,
+        engine_fingerprint: _builtins.str = ...,
+        cpu_features_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_version", b"engine_version", "layers", b"layers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_features_sha256", b"cpu_features_sha256", "engine_fingerprint", b"engine_fingerprint", "engine_library_sha256", b"engine_library_sha256", "engine_version", b"engine_version", "layers", b"layers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -387,6 +441,7 @@ class Exited(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     CPU_TIME_NS_FIELD_NUMBER: _builtins.int
     PEAK_RSS_BYTES_FIELD_NUMBER: _builtins.int
+    OUT_OF_MEMORY_FIELD_NUMBER: _builtins.int
     child_id: _builtins.int
     """From the request."""
     status: _builtins.int
@@ -395,6 +450,8 @@ class Exited(_message.Message):
     """CPU time in nanoseconds over its life."""
     peak_rss_bytes: _builtins.int
     """Highest resident set size in bytes."""
+    out_of_memory: _builtins.bool
+    """The kernel killed it because its cgroup had no memory left."""
     def __init__(
         self,
         *,
@@ -402,10 +459,11 @@ class Exited(_message.Message):
         status: _builtins.int = ...,
         cpu_time_ns: _builtins.int = ...,
         peak_rss_bytes: _builtins.int = ...,
+        out_of_memory: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_id", b"child_id", "cpu_time_ns", b"cpu_time_ns", "peak_rss_bytes", b"peak_rss_bytes", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_id", b"child_id", "cpu_time_ns", b"cpu_time_ns", "out_of_memory", b"out_of_memory", "peak_rss_bytes", b"peak_rss_bytes", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -462,23 +462,42 @@ Global___Invalid: _TypeAlias = Invalid  # noqa: Y015
 
 @_typing.final
 class TooComplex(_message.Message):
-    """TooComplex: the module is valid but larger than the compiler accepts."""
+    """TooComplex: the module needs more than the compiler accepts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    MAXIMUM_FIELD_NUMBER: _builtins.int
+    ACTUAL_FIELD_NUMBER: _builtins.int
     message: _builtins.str
     """For people: which limit."""
+    limit: _builtins.str
+    """Stable name of the limit: lower-case letters and underscores."""
+    maximum: _builtins.int
+    """The limit, where it is a number."""
+    actual: _builtins.int
+    """What the module has or needs, where that is known."""
     def __init__(
         self,
         *,
         message: _builtins.str = ...,
+        limit: _builtins.str = ...,
+        maximum: _builtins.int | None = ...,
+        actual: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_actual", b"_actual", "_maximum", b"_maximum", "actual", b"actual", "maximum", b"maximum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_actual", b"_actual", "_maximum", b"_maximum", "actual", b"actual", "limit", b"limit", "maximum", b"maximum", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__actual: _TypeAlias = _typing.Literal["actual"]  # noqa: Y015
+    _WhichOneofArgType__actual: _TypeAlias = _typing.Literal["_actual", b"_actual"]  # noqa: Y015
+    _WhichOneofReturnType__maximum: _TypeAlias = _typing.Literal["maximum"]  # noqa: Y015
+    _WhichOneofArgType__maximum: _TypeAlias = _typing.Literal["_maximum", b"_maximum"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__actual) -> _WhichOneofReturnType__actual | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__maximum) -> _WhichOneofReturnType__maximum | None: ...
 
 Global___TooComplex: _TypeAlias = TooComplex  # noqa: Y015
 

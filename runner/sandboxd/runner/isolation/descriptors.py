@@ -9,77 +9,88 @@ import resource
 import struct
 from typing import Final
 
-from sandboxd.runner.isolation import kernel
-from sandboxd.runner.isolation.layers import NotInForceError
+from sandboxd.runner.isolation.policy import ChildPolicy
+from sandboxd.runner.isolation.program import Call, Check, Work, call, pointer
 
 #: Descriptors below this number are checked one by one. close_range(2) closes those above as
-#: well; a zygote never has that many.
+#: well; in a zygote only the cgroups of a large pool have such numbers.
 _CHECKED: Final = 256
 _UINT_MAX: Final = 0xFFFFFFFF
 _STANDARD_STREAMS: Final = (0, 1, 2)
 _POLLNVAL: Final = 0x20
+_SIGSET_BYTES: Final = 8
+_SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _pollfd: Final = struct.Struct("=ihh")
-# Built once, in the parent: what is asked about every descriptor, and the answer of a closed one.
-_ASKED: Final = b"".join(_pollfd.pack(fd, 0, 0) for fd in range(_CHECKED))
-_CLOSED: Final = b"".join(_pollfd.pack(fd, 0, _POLLNVAL) for fd in range(_CHECKED))
-_Pollfds = ctypes.c_char * len(_ASKED)
-# poll(2) passes over a negative descriptor.
+# ppoll(2) passes over a negative descriptor.
 _SKIPPED: Final = _pollfd.pack(-1, 0, 0)
-_poll = ctypes.CDLL(None, use_errno=True).poll
-_poll.argtypes = (ctypes.c_void_p, ctypes.c_ulong, ctypes.c_int)
-_poll.restype = ctypes.c_int
+_name, _NAME = pointer(b"closed\0")
+_no_time, _NO_TIME = pointer(bytes(16))
 
 
-def close_all_but(keep: frozenset[int]) -> None:
-    """Close every descriptor outside keep, then occupy the standard streams that it lacks.
+def close(policy: ChildPolicy) -> Work:
+    """Close every descriptor that is not kept, then occupy the standard streams among them.
 
-    Raises OSError with EBADF if a descriptor to keep is not open.
+    Fails with EBADF if a descriptor to keep is not open.
     """
-    for fd in keep:
-        fcntl.fcntl(fd, fcntl.F_GETFD)
+    keep = sorted(policy.keep_fds)
+    calls = [call("fcntl", fd, fcntl.F_GETFD, expected=(0, fcntl.FD_CLOEXEC)) for fd in keep]
     first = 0
-    for fd in sorted(keep):
+    for fd in keep:
         if fd > first:
-            kernel.close_range(first, fd - 1)
+            calls.append(call("close_range", first, fd - 1))
         first = fd + 1
-    kernel.close_range(first, _UINT_MAX)
-    _occupy_standard_streams(keep)
+    calls.append(call("close_range", first, _UINT_MAX))
+    return Work((*calls, *_occupy_standard_streams(policy.keep_fds)))
 
 
-def _occupy_standard_streams(keep: frozenset[int]) -> None:
+def _occupy_standard_streams(keep: frozenset[int]) -> list[Call]:
     # A native panic or glibc's abort message goes to descriptor 2, whatever that is by then. An
     # empty sealed memory file reads as end of file and refuses every write with EPERM; unlike
     # /dev/null it needs no file system.
     missing = [fd for fd in _STANDARD_STREAMS if fd not in keep]
     if not missing:
-        return
-    inert = os.memfd_create("closed", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-    fcntl.fcntl(inert, fcntl.F_ADD_SEALS, seals)
-    for fd in missing:
-        if fd != inert:
-            os.dup2(inert, fd, inheritable=False)
-    if inert not in missing:
-        os.close(inert)
+        return []
+    # The lowest free number is the first that is missing, or something was not closed.
+    inert = missing[0]
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    left = "descriptors were left open"
+    return [
+        call("memfd_create", _name, flags, expected=(inert,), wrong=left),
+        call("fcntl", inert, fcntl.F_ADD_SEALS, _SEALS),
+        *(call("dup3", inert, fd, os.O_CLOEXEC, expected=(fd,)) for fd in missing[1:]),
+    ]
 
 
-def verify_closed(keep: frozenset[int]) -> str:
-    """Check with one poll(2) that nothing else is open; return what was checked."""
+def verify(policy: ChildPolicy) -> Work:
+    """Ask with one ppoll(2) that nothing else is open."""
     soft_limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # poll(2) takes no more entries than the limit allows descriptors.
+    # ppoll(2) takes no more entries than the limit allows descriptors.
     bound = _CHECKED if soft_limit == resource.RLIM_INFINITY else min(_CHECKED, soft_limit)
-    asked, expected = bytearray(_ASKED), bytearray(_CLOSED)
-    for fd in keep.union(_STANDARD_STREAMS):
-        if fd < bound:
-            entry = slice(fd * _pollfd.size, (fd + 1) * _pollfd.size)
-            asked[entry] = expected[entry] = _SKIPPED
-    # What lies beyond the bound stays as it was asked.
-    expected[bound * _pollfd.size :] = asked[bound * _pollfd.size :]
-    if _poll(_Pollfds.from_buffer(asked), bound, 0) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"poll: {os.strerror(number)}")
-    if asked != expected:
-        polled = _pollfd.iter_unpack(asked[: bound * _pollfd.size])
-        left = [fd for fd, _, seen in polled if fd >= 0 and seen != _POLLNVAL]
-        raise NotInForceError(f"descriptors {left} are still open")
-    return f"{len(keep)} kept, no other open below {bound}"
+    ours = policy.keep_fds.union(_STANDARD_STREAMS)
+    closed = [fd for fd in range(bound) if fd not in ours]
+    asked = (_pollfd.pack(fd, 0, 0) if fd not in ours else _SKIPPED for fd in range(bound))
+    answer = (_pollfd.pack(fd, 0, _POLLNVAL) if fd not in ours else _SKIPPED for fd in range(bound))
+    buffer = ctypes.create_string_buffer(b"".join(asked), bound * _pollfd.size)
+    # Any number of answers will do: the buffer says which descriptors they are about.
+    numbers = tuple(range(len(closed), -1, -1))
+    return Work(
+        (
+            call(
+                "ppoll",
+                ctypes.addressof(buffer),
+                bound,
+                _no_time,
+                0,
+                _SIGSET_BYTES,
+                expected=numbers,
+            ),
+        ),
+        (Check(memoryview(buffer).cast("B"), b"".join(answer), _left_open),),
+        f"{len(policy.keep_fds)} kept, no other open below {bound}",
+        held=(buffer,),
+    )
+
+
+def _left_open(polled: bytes) -> str:
+    left = [fd for fd, _, seen in _pollfd.iter_unpack(polled) if fd >= 0 and seen != _POLLNVAL]
+    return f"descriptors {left} are still open"

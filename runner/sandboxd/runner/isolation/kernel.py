@@ -176,10 +176,12 @@ def capabilities() -> tuple[int, int, int]:
     )
 
 
-def clear_capabilities() -> None:
-    """Empty this thread's effective, permitted and inheritable sets."""
+def set_capabilities(mask: int) -> None:
+    """Hold exactly these capabilities, as effective and permitted; none is inheritable."""
     header = _CapabilityHeader(_LINUX_CAPABILITY_VERSION_3, 0)
     data = _CapabilitySets()
+    for word, half in zip(data, (mask & 0xFFFFFFFF, mask >> 32), strict=True):
+        word.effective = word.permitted = half
     _checked(_capset(ctypes.addressof(header), ctypes.addressof(data)), "capset")
 
 

@@ -11,6 +11,8 @@ from typing import Final
 
 from sandboxd.runner.isolation import kernel
 from sandboxd.runner.isolation.layers import NotInForceError
+from sandboxd.runner.isolation.policy import ChildPolicy
+from sandboxd.runner.isolation.program import OPENED_LAST, OPENS, Call, Work, call, pointer
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,62 +51,74 @@ def rights_of(abi: int) -> tuple[int, int, int]:
     )
 
 
+_RULESET_BYTES: Final = 24
+
+
 def _attributes() -> bytes:
     # An older kernel refuses a structure that is longer than the one it knows, unless the rest
     # is zero: the rest is.
     return struct.pack("=QQQ", *rights_of(ABI))
 
 
-_RULESET: Final = _attributes()
+_ruleset, _RULESET = pointer(_attributes())
+_root, _ROOT = pointer(b"/\0")
+# struct sockaddr_in: port 0 of 127.0.0.1.
+_address, _ADDRESS = pointer(struct.pack("=HHI8x", socket.AF_INET, 0, 0x0100007F))
+_AT_FDCWD: Final = -100
+_OPEN_ROOT: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_STREAM: Final = socket.SOCK_STREAM | socket.SOCK_CLOEXEC
+#: Something else already keeps sockets away.
+_NO_SOCKETS: Final = (-errno.EAFNOSUPPORT, -errno.EPERM, -errno.EACCES)
 
 
-def restrict(_parent_pid: int) -> None:
+def restrict(_policy: ChildPolicy) -> Work:
     """Enter a domain that handles every right of the running kernel and grants none.
 
-    Needs NO_NEW_PRIVS, and a single thread: the others would stay outside. Raises OSError, also
-    if '/' could not be opened before: then the verification would prove nothing.
+    Needs NO_NEW_PRIVS, and a single thread: the others would stay outside. Fails also if '/' could
+    not be opened before: then the verification would prove nothing. Raises NotInForceError if the
+    kernel has no Landlock.
     """
     if ABI == 0:
         raise NotInForceError("this kernel has no Landlock, or it is switched off")
-    os.close(os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-    ruleset = kernel.landlock_create_ruleset(_RULESET)
-    try:
-        kernel.landlock_restrict_self(ruleset)
-    finally:
-        os.close(ruleset)
+    return Work(
+        (
+            call("openat", _AT_FDCWD, _root, _OPEN_ROOT, expected=(OPENS,)),
+            call("close", OPENED_LAST),
+            call("landlock_create_ruleset", _ruleset, _RULESET_BYTES, expected=(OPENS,)),
+            call("landlock_restrict_self", OPENED_LAST),
+            call("close", OPENED_LAST),
+        )
+    )
 
 
-def verify_restricted(parent_pid: int) -> str:
-    """Check that '/', TCP and signals to the parent are refused; return what was checked."""
-    try:
-        os.close(os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-    except PermissionError:
-        pass
-    else:
-        raise NotInForceError("'/' can still be opened")
+def verify(policy: ChildPolicy) -> Work:
+    """Try to open '/', to bind a TCP port and to signal the parent; all must be refused."""
+    open_root = call(
+        "openat",
+        *(_AT_FDCWD, _root, _OPEN_ROOT),
+        expected=(-errno.EACCES,),
+        wrong="'/' can still be opened",
+    )
+    calls = [open_root]
     if ABI >= _ABI_WITH_NETWORK:
-        _verify_no_tcp()
-    if ABI >= _ABI_WITH_SCOPES and parent_pid > 0:
-        _verify_no_signal(parent_pid)
+        calls += _bind_port()
+    if ABI >= _ABI_WITH_SCOPES and policy.parent_pid > 0:
+        pid = policy.parent_pid
+        wrong = f"process {pid} can still be signalled"
+        calls.append(call("kill", pid, 0, expected=(-errno.EPERM,), wrong=wrong))
     covered = ", ".join(right.meaning for right in _RIGHTS if right.abi <= ABI)
-    return f"ABI {ABI}: {covered}"
+    return Work(tuple(calls), detail=f"ABI {ABI}: {covered}")
 
 
-def _verify_no_tcp() -> None:
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp:
-            tcp.bind(("127.0.0.1", 0))
-    except OSError as error:
-        # EAFNOSUPPORT and EPERM: something else already keeps sockets away.
-        if error.errno not in {errno.EACCES, errno.EAFNOSUPPORT, errno.EPERM}:
-            raise
-    else:
-        raise NotInForceError("a TCP port can still be bound")
-
-
-def _verify_no_signal(pid: int) -> None:
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return
-    raise NotInForceError(f"process {pid} can still be signalled")
+def _bind_port() -> list[Call]:
+    # Without a socket the other two get EBADF, and only then.
+    return [
+        call("socket", socket.AF_INET, _STREAM, expected=(OPENS, *_NO_SOCKETS)),
+        call(
+            "bind",
+            *(OPENED_LAST, _address, 16),
+            expected=(-errno.EACCES, -errno.EBADF),
+            wrong="a TCP port can still be bound",
+        ),
+        call("close", OPENED_LAST, expected=(0, -errno.EBADF)),
+    ]

@@ -1,4 +1,4 @@
-"""Names of the isolation layers, what they report, and how they fail."""
+"""Names of the isolation layers, why there is each, what they report, and how they fail."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Final
 
 DESCRIPTORS: Final = "descriptors"
 SESSION: Final = "session"
+CGROUP: Final = "cgroup"
 NAMESPACES: Final = "namespaces"
+MEMFD_NOEXEC: Final = "memfd-noexec"
 EMPTY_ROOT: Final = "empty-root"
+ZYGOTE_CAPABILITIES: Final = "zygote-capabilities"
 RLIMITS: Final = "rlimits"
 CAPABILITIES: Final = "capabilities"
 UID: Final = "uid"
@@ -44,8 +47,38 @@ REQUIRED_DEFAULT: Final = frozenset(
 #: second filter alone refuses everything that MDWE refuses.
 SEAL_REQUIRED_DEFAULT: Final = frozenset({SECCOMP_SEALED})
 
+#: What each layer is for.
+REASONS: Final = {
+    NAMESPACES: "no process, network, mount or IPC object of the host can be named",
+    MEMFD_NOEXEC: "a memory file cannot be executed, so no code gets in as a program",
+    EMPTY_ROOT: "there is no file to read, write or execute, and no user namespace to be made",
+    ZYGOTE_CAPABILITIES: "whoever takes over the zygote gets three capabilities, not all of root's",
+    SESSION: "no terminal to type into, no process group to signal",
+    CGROUP: "memory and processes of one child are bounded as a whole, whatever kind they are of",
+    DESCRIPTORS: "nothing of the parent's can be read, written or passed on",
+    RLIMITS: "memory, files, processes and processor time are bounded without a cgroup",
+    CAPABILITIES: "no privilege is left, and none can be had by execve(2) or user id 0",
+    UID: "files and processes of other users, siblings among them, are not its own",
+    NON_DUMPABLE: "no process of its user can trace it or read its memory, and it leaves no core",
+    NO_NEW_PRIVS: "a set-user-id program gives nothing; Landlock and seccomp stand on it",
+    LANDLOCK: "files, TCP, abstract sockets and signals are refused even if a path or pid is found",
+    LIBFFI_PAGE: "no page is ready that is both writable and executable",
+    PARENT_DEATH: "the child does not outlive the zygote",
+    SECCOMP: "the kernel is reached through a few calls with checked arguments only",
+    MDWE: "no memory becomes executable after the module was loaded",
+    SECCOMP_SEALED: "no code and no descriptor comes in after the module was loaded",
+    SINGLE_THREAD: "credentials, Landlock and limits bind the thread that takes them",
+}
+
 #: What an operator can do about a layer that does not hold.
 REMEDIES: Final = {
+    CGROUP: (
+        "give the daemon a cgroup of its own with the memory and pids controllers (Delegate=yes "
+        "and ProtectControlGroups=no in the unit, or systemd-run --property=Delegate=yes), and do "
+        "not pass --cgroups=off"
+    ),
+    MEMFD_NOEXEC: "start as root, with namespaces, on Linux 6.3 or newer",
+    ZYGOTE_CAPABILITIES: "start as root with CAP_SETPCAP, CAP_SETUID and CAP_SETGID",
     DESCRIPTORS: "pass only open descriptors in keep_fds; close_range(2) needs Linux 5.9",
     SESSION: "fork the child; a process group leader cannot start a session",
     NAMESPACES: (
@@ -86,6 +119,16 @@ class LayerState:
     name: str
     active: bool
     detail: str
+
+    @property
+    def reason(self) -> str:
+        """What the layer is for."""
+        return REASONS[self.name]
+
+    @property
+    def remedy(self) -> str:
+        """What an operator can do to have it; empty if it is active."""
+        return "" if self.active else REMEDIES[self.name]
 
 
 class IsolationError(Exception):

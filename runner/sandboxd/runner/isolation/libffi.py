@@ -1,8 +1,8 @@
 """The page that libffi keeps readable, writable and executable.
 
 ctypes callbacks (wasmtime's host function trampolines among them) are written into such a page.
-A guest that escapes would find a ready place for its code there. After :func:`lock_pages` the
-callbacks that exist keep working; creating or freeing one then ends the process with SIGSEGV.
+A guest that escapes would find a ready place for its code there. Once it is locked the callbacks
+that exist keep working; creating or freeing one then ends the process with SIGSEGV.
 """
 
 from __future__ import annotations
@@ -13,10 +13,16 @@ from typing import Final
 
 from sandboxd.runner.isolation import kernel
 from sandboxd.runner.isolation.layers import NotInForceError
+from sandboxd.runner.isolation.policy import ChildPolicy
+from sandboxd.runner.isolation.program import Work, call, pointer
 
 Range = tuple[int, int]
 
 _MAPS: Final = Path("/proc/self/maps")
+_FUTEX_WAKE_OP: Final = 5
+# FUTEX_OP(FUTEX_OP_OR, 0, FUTEX_OP_CMP_EQ, 0): "or the word with 0".
+_FUTEX_OR_WITH_ZERO: Final = 2 << 28
+_word, _WORD = pointer(bytes(4))
 _found: tuple[Range, ...] | None = None
 
 
@@ -38,29 +44,39 @@ def find_writable_code() -> tuple[Range, ...]:
     return _found
 
 
-def _pages(named: tuple[Range, ...]) -> tuple[Range, ...]:
-    if named:
-        return named
+def pages(policy: ChildPolicy) -> tuple[Range, ...]:
+    """The pages that the policy names, or those found before. Raises NotInForceError if nobody
+    has looked."""
+    if policy.writable_code:
+        return policy.writable_code
     if _found is None:
         raise NotInForceError("find_writable_code() was never called")
     return _found
 
 
-def lock_pages(named: tuple[Range, ...]) -> None:
-    """Make the named pages, or those found before, readable and executable only."""
-    for address, length in _pages(named):
-        kernel.mprotect(address, length, kernel.PROT_READ | kernel.PROT_EXEC)
+def lock(policy: ChildPolicy) -> Work:
+    """Make these pages readable and executable only."""
+    protection = kernel.PROT_READ | kernel.PROT_EXEC
+    ranges = pages(policy)
+    return Work(tuple(call("mprotect", address, size, protection) for address, size in ranges))
 
 
-def verify_locked(named: tuple[Range, ...]) -> str:
-    """Check that the kernel refuses to write to these pages; return what was checked."""
-    ranges = _pages(named)
-    for address, _length in ranges:
-        try:
-            kernel.touch_for_writing(address)
-        except OSError as error:
-            if error.errno != errno.EFAULT:
-                raise
-        else:
-            raise NotInForceError(f"page {address:#x} is still writable and executable")
-    return f"{len(ranges)} writable and executable mappings made read-only" if ranges else "none"
+def verify(policy: ChildPolicy) -> Work:
+    """Have the kernel write to these pages, which it must refuse with EFAULT.
+
+    FUTEX_WAKE_OP with "or 0" is the one write that changes nothing if it does succeed and kills
+    nobody if it does not.
+    """
+    ranges = pages(policy)
+    attempts = (
+        call(
+            "futex",
+            *(_word, _FUTEX_WAKE_OP, 0, 0, address, _FUTEX_OR_WITH_ZERO),
+            expected=(-errno.EFAULT,),
+            wrong=f"page {address:#x} is still writable and executable",
+        )
+        for address, _size in ranges
+    )
+    count = len(ranges)
+    detail = f"{count} writable and executable mappings made read-only" if count else "none"
+    return Work(tuple(attempts), detail=detail)

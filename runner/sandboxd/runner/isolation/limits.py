@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import resource
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
-from sandboxd.runner.isolation.layers import NotInForceError
 from sandboxd.runner.isolation.policy import ChildPolicy
+from sandboxd.runner.isolation.program import SCRATCH, Check, Work, call, pointer
 
 #: Descriptors that the engine may open beside those kept: one memory file per module image, an
 #: epoll, its duplicate and an eventfd of the WASI event loop.
@@ -80,23 +82,45 @@ def _wanted(limit: Limit, policy: ChildPolicy) -> tuple[int, int]:
     soft = limit.soft(policy)
     hard = soft + limit.hard_margin
     _, ceiling = resource.getrlimit(limit.resource)
-    # A host that already allows less is never asked for more: that needs a capability.
+    # A host that already allows less is never asked for more: that needs a capability. The child
+    # inherits the limits of the process that describes this.
     if ceiling != resource.RLIM_INFINITY:
         hard = min(hard, ceiling)
     return min(soft, hard), hard
 
 
-def set_limits(policy: ChildPolicy) -> None:
+_pair: Final = struct.Struct("=QQ")
+_answers, _ANSWERS = SCRATCH.take(_pair.size * len(LIMITS))
+
+
+def set_limits(policy: ChildPolicy) -> Work:
     """Set every limit of the table, soft and hard."""
-    for limit in LIMITS:
-        resource.setrlimit(limit.resource, _wanted(limit, policy))
+    values = b"".join(_pair.pack(*_wanted(limit, policy)) for limit in LIMITS)
+    address, held = pointer(values)
+    calls = (
+        call("prlimit64", 0, limit.resource, address + at * _pair.size)
+        for at, limit in enumerate(LIMITS)
+    )
+    return Work(tuple(calls), held=(held,))
 
 
-def verify_limits(policy: ChildPolicy) -> str:
-    """Read every limit back; return what was checked."""
-    for limit in LIMITS:
-        soft = limit.soft(policy)
-        read_soft, read_hard = resource.getrlimit(limit.resource)
-        if not 0 <= read_soft <= soft or not 0 <= read_hard <= soft + limit.hard_margin:
-            raise NotInForceError(f"RLIMIT_{limit.name} reads {read_soft}, {read_hard}")
-    return f"{len(LIMITS)} limits read back"
+def verify_limits(policy: ChildPolicy) -> Work:
+    """Read every limit back."""
+    calls = (
+        call("prlimit64", 0, limit.resource, 0, _answers + at * _pair.size)
+        for at, limit in enumerate(LIMITS)
+    )
+    checks = (
+        Check(
+            _ANSWERS[at * _pair.size : (at + 1) * _pair.size],
+            _pair.pack(*_wanted(limit, policy)),
+            partial(_say, limit.name),
+        )
+        for at, limit in enumerate(LIMITS)
+    )
+    return Work(tuple(calls), tuple(checks), f"{len(LIMITS)} limits read back")
+
+
+def _say(name: str, answer: bytes) -> str:
+    soft, hard = _pair.unpack(answer)
+    return f"RLIMIT_{name} reads {soft}, {hard}"

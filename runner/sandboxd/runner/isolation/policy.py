@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from sandboxd.runner.isolation.layers import REQUIRED_DEFAULT
 
 Profile = Literal["runner", "compiler"]
+
+
+class Slot(Protocol):
+    """A cgroup that was made for the child; see slots.Slot."""
+
+    def join(self) -> None:
+        """Move this process into it."""
+
+    def verify_joined(self) -> str:
+        """Check that it is there; return what was checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +34,7 @@ class ChildPolicy:
     parent_pid: process id of the parent as the child sees it; 1 under a zygote that is PID 1.
     required: names of the layers that must hold, see layers.REQUIRED_DEFAULT.
     writable_code: answer of libffi.find_writable_code(); empty takes the remembered answer.
+    cgroup: the slot to join, or why there is none.
     """
 
     profile: Profile
@@ -36,3 +47,4 @@ class ChildPolicy:
     parent_pid: int
     required: frozenset[str] = REQUIRED_DEFAULT
     writable_code: tuple[tuple[int, int], ...] = ()
+    cgroup: Slot | str = "no cgroup was made for this child"

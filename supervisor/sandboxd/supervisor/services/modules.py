@@ -64,12 +64,17 @@ class ModuleService(module_pb2_grpc.ModuleServiceServicer):
         started_at = asyncio.get_running_loop().time()
         cached = self._compiles.cache.get(key) is not None
         artifact = await self._compiles.artifact(key, lambda: os.dup(incoming.fd))
-        elapsed_s = 0.0 if cached else asyncio.get_running_loop().time() - started_at
+        elapsed_s = asyncio.get_running_loop().time() - started_at
+        if cached or artifact.from_disk:
+            elapsed_s = 0.0
         created = False
         if known is None:
             known = _describe(incoming, artifact)
             # Shielded: once the rename is under way the outcome must be entered in the index.
             created = await _to_the_end(self._commit(tenant, incoming, known))
+        saving = self._compiles.keep(key, artifact)
+        if saving is not None:
+            await asyncio.shield(saving)
         return module_pb2.PushResponse(
             module=known, created=created, compile_time_ns=int(elapsed_s * 1e9)
         )
@@ -125,6 +130,7 @@ class ModuleService(module_pb2_grpc.ModuleServiceServicer):
                 raise _not_found(digest)
             for fuel in (False, True):
                 self._compiles.cache.drop(Key(tenant, digest, fuel))
+            await asyncio.to_thread(self._compiles.disk.remove, tenant, digest)
             await asyncio.to_thread(self._store.remove, tenant, digest)
 
 

@@ -1,0 +1,186 @@
+"""All layers in security order: what each is for, whether this host can do it, what to do if not.
+
+A probe never touches its caller: it applies the layer to a forked child, verifies it there as the
+lock-down does, and reports. So its answer is the one that a real child would get.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from sandboxd.runner.isolation import (
+    cgroups,
+    credentials,
+    lockdown,
+    memfd,
+    namespaces,
+)
+from sandboxd.runner.isolation.layers import (
+    CGROUP,
+    EMPTY_ROOT,
+    LANDLOCK,
+    MDWE,
+    MEMFD_NOEXEC,
+    NAMESPACES,
+    NO_NEW_PRIVS,
+    REASONS,
+    REMEDIES,
+    SECCOMP,
+    SECCOMP_SEALED,
+    ZYGOTE_CAPABILITIES,
+    IsolationError,
+    LayerState,
+)
+from sandboxd.runner.isolation.policy import ChildPolicy
+
+#: Who takes the layer: the zygote, for all children; each child; a runner after it has loaded.
+Taker = Literal["zygote", "child", "loaded runner"]
+_PROBE_UID: Final = 65_533
+_MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer. `hold` applies it to the calling process, for good, and verifies it."""
+
+    name: str
+    taker: Taker
+    hold: Callable[[ChildPolicy], LayerState]
+
+    @property
+    def reason(self) -> str:
+        """What it is for."""
+        return REASONS[self.name]
+
+    @property
+    def remedy(self) -> str:
+        """What an operator can do about it if it does not hold."""
+        return REMEDIES[self.name]
+
+    def probe(self, required: frozenset[str] = frozenset()) -> LayerState:
+        """Can this host do it, for this user? Applies and verifies it in a forked child.
+
+        If a layer in required fails that the child takes before, the answer is the state of that.
+        To be called in a process with one thread, after libffi.find_writable_code(). Raises
+        OSError if nothing can be forked.
+        """
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        parent = os.getpid()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            _report(self, writing, parent, required)
+        os.close(writing)
+        with open(reading, "rb") as pipe:
+            text = pipe.read()
+        _, status = os.waitpid(child, 0)
+        if not text:
+            code = os.waitstatus_to_exitcode(status)
+            return LayerState(self.name, active=False, detail=f"the probe ended with {code}")
+        return LayerState(*json.loads(text))
+
+
+def _report(layer: Layer, writing: int, parent: int, required: frozenset[str]) -> None:
+    try:
+        try:
+            state = layer.hold(_probe_policy(writing, parent, required))
+        except IsolationError as error:
+            state = LayerState(error.layer, active=False, detail=error.cause)
+        except OSError as error:
+            state = LayerState(layer.name, active=False, detail=str(error))
+        os.write(writing, json.dumps([state.name, state.active, state.detail]).encode())
+    finally:
+        os._exit(0)
+
+
+def _probe_policy(writing: int, parent: int, required: frozenset[str]) -> ChildPolicy:
+    return ChildPolicy(
+        profile="runner",
+        keep_fds=frozenset({writing}),
+        uid=_PROBE_UID if os.geteuid() == 0 else 0,
+        data_bytes=256 * _MIB,
+        cpu_seconds=10,
+        file_size_bytes=_MIB,
+        processes=1 << 22,
+        parent_pid=parent,
+        required=required & lockdown.LAYERS,
+    )
+
+
+# -- how each is held ----------------------------------------------------------------------------
+
+
+def _hold_namespaces(_policy: ChildPolicy) -> LayerState:
+    return namespaces.unshare(required=False)
+
+
+def _in_namespaces(hold: Callable[[bool], LayerState]) -> Callable[[ChildPolicy], LayerState]:
+    """Hold a layer as PID 1 of new namespaces; the process that enters them waits and ends."""
+
+    def held(_policy: ChildPolicy) -> LayerState:
+        namespaces.unshare(required=True)
+        if first := os.fork():
+            os.waitpid(first, 0)
+            os._exit(0)
+        return hold(False)
+
+    return held
+
+
+def _hold_capabilities(_policy: ChildPolicy) -> LayerState:
+    return credentials.limit_zygote(required=False)
+
+
+def _find_cgroups(_policy: ChildPolicy) -> LayerState:
+    # Nothing is joined: that would move the daemon.
+    places, missing = cgroups.find_places()
+    found = ", ".join(f"{place.directory} (v{place.version})" for place in places)
+    return LayerState(CGROUP, active=not missing, detail=missing or f"can be made in {found}")
+
+
+def _of_child(name: str) -> Callable[[ChildPolicy], LayerState]:
+    # Landlock and seccomp stand on NO_NEW_PRIVS; no other layer needs another.
+    names = {name, NO_NEW_PRIVS} if name in {LANDLOCK, SECCOMP} else {name}
+
+    def held(policy: ChildPolicy) -> LayerState:
+        states = lockdown.apply_layers(policy, frozenset(names))
+        return next(state for state in states if state.name == name)
+
+    return held
+
+
+def _after_load(name: str) -> Callable[[ChildPolicy], LayerState]:
+    def held(policy: ChildPolicy) -> LayerState:
+        # A probe joins no cgroup.
+        lockdown.lock_down(replace(policy, required=policy.required - {CGROUP}))
+        states = lockdown.seal_after_load(required=frozenset())
+        return next(state for state in states if state.name == name)
+
+    return held
+
+
+def _child_layers() -> tuple[Layer, ...]:
+    names = dict.fromkeys(step.layer for step in lockdown.STEPS)
+    return tuple(
+        Layer(name, "child", _find_cgroups if name == CGROUP else _of_child(name)) for name in names
+    )
+
+
+#: What a runner takes after it has loaded its module.
+SEALING: Final = (
+    Layer(MDWE, "loaded runner", _after_load(MDWE)),
+    Layer(SECCOMP_SEALED, "loaded runner", _after_load(SECCOMP_SEALED)),
+)
+#: All, in the order in which they are taken.
+LAYERS: Final = (
+    Layer(NAMESPACES, "zygote", _hold_namespaces),
+    Layer(MEMFD_NOEXEC, "zygote", _in_namespaces(memfd.refuse_executable)),
+    Layer(EMPTY_ROOT, "zygote", _in_namespaces(namespaces.enter_empty_root)),
+    Layer(ZYGOTE_CAPABILITIES, "zygote", _hold_capabilities),
+    *_child_layers(),
+    *SEALING,
+)

@@ -1,0 +1,244 @@
+"""Run every attack from behind every column's walls, and judge what came out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Final
+
+from tests.escape import attacks, walls
+from tests.escape.field import CATALOGUE, SECRET, Attack
+from tests.escape.nest import BROKEN, WORKS
+from tests.escape.walls import ALL, NONE, PAIR, SINGLE
+
+from sandboxd.runner.isolation import landlock
+
+assert attacks.GROUPS
+
+_ROOT: Final = Path(__file__).parents[2]
+#: An ordinary user that no other process has.
+ORDINARY_USER: Final = 65533
+#: Of the attacks that work without a wall, how many two single walls or more must stop.
+SHARE_WITH_TWO_WALLS: Final = 0.9
+
+#: Signals and abstract sockets, Linux 6.12.
+_ABI_WITH_SCOPES: Final = 6
+#: The controller that a wall C needs to stop an attack for this reason; others: memory.
+_CONTROLLERS: Final = {"EAGAIN": "pids"}
+
+Outcomes = dict[str, str]
+
+
+class Process:
+    """A child that is asked by a line of JSON and answers by one."""
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        environment = {
+            **os.environ,
+            "SANDBOXD_ESCAPE": SECRET.decode(),
+            "TOKIO_WORKER_THREADS": "1",
+            "MALLOC_ARENA_MAX": "1",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", f"tests.escape.{module}", *arguments],
+            cwd=_ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def _pipe(self, pipe: IO[str] | None) -> IO[str]:
+        assert pipe is not None
+        return pipe
+
+    def read(self) -> Any:
+        """Its next answer. Raises RuntimeError if it has died."""
+        line = self._pipe(self._process.stdout).readline()
+        if not line:
+            raise RuntimeError(f"a test process has died: {self._process.wait(10)}")
+        return json.loads(line)
+
+    def ask(self, *request: str) -> Any:
+        """Send a request; return the answer."""
+        pipe = self._pipe(self._process.stdin)
+        pipe.write(json.dumps(request) + "\n")
+        pipe.flush()
+        return self.read()
+
+    def close(self) -> None:
+        """Have it end, and wait."""
+        self._pipe(self._process.stdin).close()
+        self._process.wait(10)
+        self._pipe(self._process.stdout).close()
+
+
+@dataclass
+class Matrix:
+    """What came out for one identity: "root" or "user". Outcomes are by attack, then by column."""
+
+    identity: str
+    rows: dict[str, Outcomes] = field(default_factory=dict)
+    #: Why there is no namespaced zygote; then N and all are not there.
+    no_namespaces: str = ""
+    #: What the attackers' cgroups have, and what they lack, in words; without any C is not there.
+    controllers: frozenset[str] = frozenset()
+    no_cgroups: str = ""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(
+            column
+            for column in walls.COLUMNS
+            if not (self.no_namespaces and walls.in_namespaces(column))
+            and not (column == "C" and not self.controllers)
+        )
+
+    def void(self) -> dict[str, str]:
+        """Attacks that do not work here even without a wall, and what they get."""
+        return {
+            name: outcomes[NONE].removeprefix("void: ")
+            for name, outcomes in self.rows.items()
+            if outcomes[NONE] != WORKS
+        }
+
+    def valid(self) -> dict[str, Outcomes]:
+        """Rows of the attacks that work without a wall."""
+        return {name: row for name, row in self.rows.items() if row[NONE] == WORKS}
+
+    def open_without_cgroup(self) -> list[str]:
+        """Valid attacks that only a cgroup with memory stops, where there is none."""
+        if "memory" in self.controllers:
+            return []
+        return [name for name in self.valid() if CATALOGUE[name].only_cgroup]
+
+    def stopped_by(self, name: str) -> list[str]:
+        """The single walls that stop an attack, and for the right reason: no other one counts."""
+        row, attack = self.rows[name], CATALOGUE[name]
+        return [
+            wall
+            for wall in SINGLE
+            if row.get(wall, WORKS) != WORKS and row[wall] in _allowed(self, attack, wall)
+        ]
+
+
+def through_all(matrix: Matrix) -> list[str]:
+    """Attacks that all walls together let through. Must be none."""
+    return [
+        name
+        for name, row in matrix.valid().items()
+        if row.get(ALL) == WORKS and name not in matrix.open_without_cgroup()
+    ]
+
+
+def share_with_two_walls(matrix: Matrix) -> float:
+    """Share of the valid attacks that two single walls or more stop."""
+    valid = matrix.valid().keys() - set(matrix.open_without_cgroup())
+    return sum(len(matrix.stopped_by(name)) >= 2 for name in valid) / len(valid)
+
+
+def surprises(matrix: Matrix) -> list[str]:
+    """Outcomes that are not the expected ones: a wall that fell, or held for the wrong reason."""
+    found = []
+    for name, row in matrix.valid().items():
+        for column in row.keys() - {NONE}:
+            allowed = _allowed(matrix, CATALOGUE[name], column)
+            if row[column] not in allowed:
+                found.append(
+                    f"{name} / {column}: {row[column]}, not {' or '.join(sorted(allowed))}"
+                )
+    return found
+
+
+def _allowed(matrix: Matrix, attack: Attack, column: str) -> frozenset[str]:
+    expected = dict(attack.expected(matrix.identity))
+    reasons = expected.get("C", frozenset())
+    if _CONTROLLERS.get(next(iter(reasons), ""), "memory") not in matrix.controllers:
+        expected.pop("C", None)
+    if column == ALL:
+        return frozenset().union(*expected.values()) or frozenset({WORKS})
+    if column == "L" and attack.landlock_abi > landlock.ABI:
+        return frozenset({WORKS})
+    return expected.get(column, frozenset({WORKS}))
+
+
+def broken_rules(matrix: Matrix) -> list[str]:
+    """What breaks the rules that this suite is about, for people; empty if all is well."""
+    found = [f"{name}: all walls together let it through" for name in through_all(matrix)]
+    found += surprises(matrix)
+    share = share_with_two_walls(matrix)
+    if share < SHARE_WITH_TWO_WALLS and not too_old():
+        found.append(f"only {share:.1%} of the attacks are stopped by two single walls or more")
+    if matrix.no_namespaces:
+        found.append(f"no namespaces: {matrix.no_namespaces}")
+    return found
+
+
+def too_old() -> str:
+    """Why this kernel cannot have two walls before most attacks; empty if it can."""
+    if landlock.ABI < _ABI_WITH_SCOPES:
+        return f"Landlock ABI {landlock.ABI} has no scopes: siblings of one user have one wall less"
+    return ""
+
+
+def identities() -> tuple[str, ...]:
+    """Those that can be tried by whoever runs this."""
+    return ("root", "user") if os.geteuid() == 0 else ("user",)
+
+
+def run(identity: str) -> Matrix:
+    """Make every attack. Raises RuntimeError if a process of the test itself breaks."""
+    uid = os.geteuid()
+    if identity == "user" and uid == 0:
+        uid = ORDINARY_USER
+    matrix = Matrix(identity)
+    with _directory(uid) as directory, contextlib.ExitStack() as processes:
+        bait = Process("bait", directory, str(uid))
+        processes.callback(bait.close)
+        described = json.dumps(bait.read())
+        nests = {}
+        for mode in ("plain", "namespaced"):
+            nests[mode] = Process("nest", mode, str(uid), described)
+            processes.callback(nests[mode].close)
+            greeting = nests[mode].read() | nests[mode].read()
+            matrix.no_namespaces = greeting.get("refused", matrix.no_namespaces)
+            matrix.controllers |= frozenset(greeting.get("controllers", ()))
+            matrix.no_cgroups = greeting["cgroups"]
+        for name in CATALOGUE:
+            matrix.rows[name] = _try_walls(matrix, name, nests)
+    return matrix
+
+
+def _try_walls(matrix: Matrix, name: str, nests: dict[str, Process]) -> Outcomes:
+    """Make one attack behind every column's walls; behind none only, if it is void."""
+    outcomes: Outcomes = {}
+    for column in matrix.columns:
+        if column == PAIR and PAIR not in CATALOGUE[name].expected(matrix.identity):
+            continue
+        nest = nests["namespaced" if walls.in_namespaces(column) else "plain"]
+        outcomes[column] = str(nest.ask(name, column))
+        if outcomes[column].startswith(BROKEN):
+            raise RuntimeError(f"{name} / {column}: {outcomes[column]}")
+        if outcomes[NONE] != WORKS:
+            break
+    return outcomes
+
+
+@contextlib.contextmanager
+def _directory(uid: int) -> Iterator[str]:
+    """A public directory of the host that belongs to a user, with a short name for its socket."""
+    path = tempfile.mkdtemp(prefix="sbx-escape-")
+    os.chown(path, uid, -1)
+    os.chmod(path, 0o1777)  # as /tmp is
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)

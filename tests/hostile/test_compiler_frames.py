@@ -1,0 +1,97 @@
+"""A compiler replaced by a malicious program costs its own module and nobody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+import pytest_asyncio
+from tests.hostile.stage import MIB, Neighbour, Stage, open_descriptors, resident_bytes
+
+TOO_COMPLEX = "MODULE_TOO_COMPLEX"
+# The wall-clock limit of a compilation on the stage, plus the second that a dying one may take.
+COMPILE_WITHIN_S = 4.0
+NEIGHBOUR_WITHIN_S = 0.4
+GROWTH_BYTES = 96 * MIB
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@dataclass(frozen=True)
+class Lie:
+    """What a compiler does with its module, and what its caller is told."""
+
+    name: str
+    script: str
+    said: str = TOO_COMPLEX
+
+
+LIES = [
+    Lie("says nothing", "hang()", "deadline:NOT_STARTED"),
+    Lie("half a frame", "raw(b'\\x05\\0\\0\\0abc'); hang()", "deadline:NOT_STARTED"),
+    Lie("a frame in crumbs", "raw(b'\\xff\\xff\\0\\0')\nwhile True: raw(b'x')"),
+    Lie("a frame of 4 GiB", "raw(b'\\xff' * 4); hang()"),
+    Lie("noise without end", "while True: raw(os.urandom(1 << 16))"),
+    Lie("empty frames without end", "while True: raw(bytes(1 << 20))"),
+    Lie("ready twice", "ready(); hang()"),
+    Lie("a message before it is ready", "#raw\nsay(invalid=runner_pb2.Invalid()); hang()"),
+    Lie("is bound", "frame(runner_pb2.RunnerReply(bound=runner_pb2.Bound()).SerializeToString());"
+        "hang()"),
+    Lie("compiled, and then a flood", "compiled()\nwhile True: raw(b'\\xff' * (1 << 20))"),
+    Lie("compiled twice", "compiled(); compiled(); hang()"),
+    Lie("compiled, but wrote nothing", "compiled(size=2)"),
+    Lie("compiled 0 bytes", "os.ftruncate(fds[2], 0); compiled(size=0)"),
+    Lie("compiled 2**63 bytes", "compiled(size=2**63)"),
+    Lie("an artifact beyond the limit", "os.ftruncate(fds[2], 2 << 20); "
+        "compiled(size=2 << 20)"),
+    Lie("a million exports", "compiled(exports=[call_pb2.Extern()] * 1_000_000)"),
+    Lie("a million imports, in pieces", "part = reply(compiled=runner_pb2.Compiled("
+        "imports=[call_pb2.Extern()] * 1000)).SerializeToString()\nframe(part * 1000); hang()"),
+    Lie("a signature of a million numbers", "compiled(exports=[call_pb2.Extern(name='f', kind=1, "
+        "params=[1] * 1_000_000)])"),
+    Lie("a verdict of a megabyte", "say(invalid=runner_pb2.Invalid(message='\\x1b[2J' * 250_000))",
+        "INVALID_MODULE"),
+    Lie("a limit of a megabyte", "say(too_complex=runner_pb2.TooComplex(limit='x' * 1_000_000, "
+        "message='y' * 1_000_000))"),
+    Lie("a failure of a megabyte", "#raw\n"
+        "say(failed=runner_pb2.Failed(message='\\x1b[2J' * 250_000))"),
+    Lie("groups in one another", "frame(b'\\x1b' * 100_000)"),
+    Lie("descriptors without end", "raw(b'\\xff\\xff\\0\\0')\n"
+        "while True: pass_descriptors(200, b'x')"),
+    Lie("closes its socket", "sock.close(); hang()", "deadline:NOT_STARTED"),
+    Lie("ends without a word", "os._exit(0)"),
+    Lie("aborts", "os.abort()"),
+    Lie("stops itself", "os.kill(os.getpid(), signal.SIGSTOP)", "deadline:NOT_STARTED"),
+    Lie("answers and stays", "compiled(); hang()", "deadline:NOT_STARTED"),
+]  # fmt: skip
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    async with Stage(tmp_path_factory.mktemp("stage")) as made:
+        yield made
+    assert made.lost == []
+
+
+@pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.name)
+async def test_a_lying_compiler_costs_its_own_module_and_nobody_elses(
+    stage: Stage, lie: Lie
+) -> None:
+    async with Neighbour(stage) as neighbour:
+        open_before, resident_before = open_descriptors(), resident_bytes()
+        started_at = time.monotonic()
+        module = stage.module(lie.script.encode())
+        assert await stage.call("answer(b'x')", module) == lie.said
+        while stage.compiles.working:
+            assert time.monotonic() - started_at < COMPILE_WITHIN_S
+            await asyncio.sleep(0.01)
+        assert resident_bytes() - resident_before < GROWTH_BYTES
+        # Another module is compiled as if nothing had been.
+        assert await stage.call("answer(b'x')", stage.module()) == "completed"
+    assert neighbour.slowest_s < NEIGHBOUR_WITHIN_S
+    # One idle runner and its artifact, and one of each that may still be dying.
+    assert open_descriptors() - open_before <= 5 + 1 + 5
+    assert stage.lost == []

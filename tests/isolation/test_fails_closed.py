@@ -1,0 +1,145 @@
+"""The real daemon on hosts where one step goes wrong: it does not start, and says why.
+
+The faults come from a seccomp filter that the daemon inherits (faulty_host.py), or from what the
+host lacks. Before the daemon serves nobody can push or call anything, so no guest runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sandboxd.runner.isolation import cgroups
+from sandboxd.runner.isolation.layers import REMEDIES
+
+_ROOT = Path(__file__).parents[2]
+_X86 = platform.machine() == "x86_64"
+_ALL = 0xFFFFFFFFFFFFFFFF
+_NEW_NAMESPACES = 0x7E020000
+_START_TIMEOUT_S = 60
+EPERM = errno.EPERM
+#: The call answers 0 and does nothing.
+LIE = 0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One call that goes wrong: always, for some values of an argument, or for all others."""
+
+    layer: str
+    numbers: tuple[int, int]
+    error: int = EPERM
+    argument: int | None = None
+    values: tuple[int, ...] = ()
+    mask: int = _ALL
+    negate: bool = False
+    #: The layer must be named by an option to be required.
+    optional: bool = False
+    root_only: bool = False
+
+    def encoded(self) -> str:
+        number = self.numbers[0 if _X86 else 1]
+        rest = (self.argument, self.mask, self.values, self.negate, self.error)
+        return json.dumps([[number, *rest]])
+
+
+def prctl(layer: str, option: int, error: int = EPERM, **more: bool) -> Fault:
+    return Fault(layer, (157, 167), error, 0, (option,), **more)
+
+
+_MEMFD = (319, 279)
+_MOUNT = (165, 40)
+FAULTS = {
+    "setsid lies": Fault("session", (112, 157), LIE),
+    "close_range is refused": Fault("descriptors", (436, 436)),
+    "close_range lies": Fault("descriptors", (436, 436), LIE),
+    "prlimit64 is refused": Fault("rlimits", (302, 261), EPERM, 2, (0,), negate=True),
+    "prlimit64 lies": Fault("rlimits", (302, 261), LIE, 2, (0,), negate=True),
+    "capset is refused": Fault("capabilities", (126, 91)),
+    "PR_CAPBSET_DROP lies": prctl("capabilities", 24, LIE, root_only=True),
+    "PR_SET_SECUREBITS is refused": prctl("capabilities", 28, root_only=True),
+    "setgroups is refused": Fault("uid", (116, 159), root_only=True),
+    "setresgid is refused": Fault("uid", (119, 149), root_only=True),
+    "setresuid lies": Fault("uid", (117, 147), LIE, root_only=True),
+    "PR_SET_DUMPABLE is refused": prctl("non-dumpable", 4),
+    "PR_SET_NO_NEW_PRIVS lies": prctl("no-new-privs", 38, LIE, root_only=True),
+    "landlock_create_ruleset is refused": Fault("landlock", (444, 444), errno.EOPNOTSUPP),
+    "landlock_restrict_self lies": Fault("landlock", (446, 446), LIE),
+    "mprotect is refused": Fault("libffi-page", (10, 226), EPERM, 2, (5,)),
+    "PR_SET_PDEATHSIG lies": prctl("parent-death", 1, LIE),
+    "seccomp is refused": Fault("seccomp", (317, 277)),
+    "seccomp lies": Fault("seccomp", (317, 277), LIE),
+    "PR_SET_MDWE is refused": prctl("mdwe", 65, errno.EINVAL, optional=True),
+    "PR_SET_MDWE lies": prctl("mdwe", 65, LIE, optional=True),
+    "unshare is refused": Fault(
+        "namespaces", (272, 97), EPERM, 0, (0,), _NEW_NAMESPACES, negate=True, optional=True
+    ),
+    "mount is refused": Fault("empty-root", _MOUNT, optional=True),
+    "chroot lies": Fault("empty-root", (161, 51), LIE, optional=True),
+    "memfd_create lets all through": Fault(
+        "memfd-noexec", _MEMFD, LIE, 1, (0x10,), 0x10, optional=True, root_only=True
+    ),
+    "PR_CAPBSET_DROP is refused": prctl("zygote-capabilities", 24, optional=True, root_only=True),
+}
+
+
+def start(tmp_path: Path, faults: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Start the daemon on a faulty host and wait until it has given up."""
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.isolation.faulty_host", faults),
+            *(sys.executable, "-m", "sandboxd.supervisor.main"),
+            *("--listen", f"unix://{tmp_path}/s.sock", "--state-dir", str(tmp_path / "state")),
+            *arguments,
+        ],
+        cwd=_ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_START_TIMEOUT_S,
+        check=False,
+    )
+
+
+def _assert_refused(result: subprocess.CompletedProcess[str], layer: str) -> None:
+    said = result.stdout + result.stderr
+    assert result.returncode == 1, said
+    assert f"isolation layer {layer}: " in said
+    assert f"remedy: {REMEDIES[layer]}" in said
+    assert "listens on" not in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_required_layer_that_does_not_hold_stops_the_start(tmp_path: Path, name: str) -> None:
+    fault = FAULTS[name]
+    if fault.root_only and os.geteuid() != 0:
+        pytest.skip("without root this step is not taken")
+    if fault.layer == "libffi-page" and not _X86:
+        pytest.skip("libffi keeps such a page on x86-64 only")
+    options = ("--require-layer", fault.layer) if fault.optional else ()
+    _assert_refused(start(tmp_path, fault.encoded(), *options), fault.layer)
+
+
+def test_namespaces_that_are_required_by_their_own_option_stop_the_start(tmp_path: Path) -> None:
+    fault = FAULTS["unshare is refused"]
+    _assert_refused(start(tmp_path, fault.encoded(), "--namespaces=require"), "namespaces")
+
+
+def test_cgroups_that_the_host_does_not_delegate_stop_the_start(tmp_path: Path) -> None:
+    if not cgroups.find_places()[1]:
+        pytest.skip("this host delegates cgroups")
+    _assert_refused(start(tmp_path, "[]", "--cgroups=require"), "cgroup")
+
+
+def test_cgroups_that_are_required_and_switched_off_stop_the_start(tmp_path: Path) -> None:
+    result = start(tmp_path, "[]", "--cgroups=off", "--require-layer=cgroup")
+    _assert_refused(result, "cgroup")
