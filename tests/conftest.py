@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 
 import grpc
@@ -142,6 +142,27 @@ class DaemonProcess:
         return response.module.digest
 
 
+def wait_gone(processes: Iterable[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Wait until these processes are gone and return those that are not.
+
+    A zombie counts as gone: whoever adopted it reaps it when it likes. (psutil.wait_procs looks at
+    one process at a time, which takes seconds for many.)
+    """
+    deadline = time.monotonic() + timeout_s
+    while (left := [process for process in processes if is_alive(process)]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.01)
+    return left
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """True if this very process still runs, not another one of the same id."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def descriptors(pid: int) -> int:
     """Number of open descriptors of a process."""
     return len(os.listdir(f"/proc/{pid}/fd"))
@@ -163,7 +184,7 @@ def start_daemon() -> Iterator[Callable[..., contextlib.AbstractContextManager[D
             finally:
                 below += daemon.descendants()
                 status = daemon.stop()
-                _, alive = psutil.wait_procs(below, timeout=5)
+                alive = wait_gone(below, timeout_s=5)
                 for process in alive:
                     process.kill()
             assert status in (0, -signal.SIGKILL), daemon.log
@@ -184,7 +205,9 @@ def daemon(
 
 
 @pytest.fixture
-async def sandbox(daemon: DaemonProcess) -> sandbox_pb2_grpc.SandboxServiceAsyncStub:
+async def sandbox(
+    daemon: DaemonProcess,
+) -> AsyncIterator[sandbox_pb2_grpc.SandboxServiceAsyncStub]:
     """An asynchronous stub of the module's daemon."""
     async with daemon.aio_channel() as channel:
         yield sandbox_pb2_grpc.SandboxServiceStub(channel)

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from typing import Any
 
-import grpc
 import psutil
 
 from sandboxd.v1 import call_pb2, sandbox_pb2, sandbox_pb2_grpc
@@ -55,7 +54,8 @@ async def test_every_answer_of_200_parallel_mixed_calls_is_typed_and_right(
     start_daemon: Any, sink_wasm: bytes
 ) -> None:
     # Twice the hanging calls fit at once, so that a queued one still gets its turn in time.
-    with start_daemon("--max-runners", "64") as daemon:
+    # And so many loops share two processors that a guest may need some time to hear of its end.
+    with start_daemon("--max-runners", "64", "--grace", "2s") as daemon:
         digest = daemon.push(sink_wasm)
         before = daemon.wait_status(lambda status: status.pool.spare == 4)
         open_before = psutil.Process(daemon.pid).num_fds()
@@ -63,12 +63,12 @@ async def test_every_answer_of_200_parallel_mixed_calls_is_typed_and_right(
         async with daemon.aio_channel() as channel:
             stub = sandbox_pb2_grpc.SandboxServiceStub(channel)
             started_at = time.monotonic()
-            answers = await asyncio.gather(
+            answers: list[Any] = await asyncio.gather(
                 *(stub.Execute(request, timeout=60) for _, request in requests),
                 return_exceptions=True,
             )
         elapsed_s = time.monotonic() - started_at
-        faults = [answer for answer in answers if isinstance(answer, grpc.RpcError)]
+        faults = [answer for answer in answers if isinstance(answer, BaseException)]
         assert not faults, faults[:3]
         wrong = [
             (wanted, kind_of(answer), answer.receipt.queue_time_ns)
@@ -76,11 +76,11 @@ async def test_every_answer_of_200_parallel_mixed_calls_is_typed_and_right(
             if kind_of(answer) != wanted
         ]
         assert not wrong, (wrong, elapsed_s)
-        for (wanted, request), answer in zip(requests, answers, strict=True):
+        for (wanted, _), answer in zip(requests, answers, strict=True):
             if wanted in ("interrupted", "killed", "trapped", "exited"):
                 assert answer.stdout == b"before\n", (wanted, answer)
             if wanted == "limit_exceeded":
-                assert len(answer.stdout) == request.limits.output_bytes or 1024 * 1024
+                assert len(answer.stdout) == 1024 * 1024
 
         after = daemon.wait_status(
             lambda status: status.pool.busy == 0 and status.pool.dying == 0

@@ -52,18 +52,23 @@ def bind(
 
     Raises `EndpointError`.
     """
-    bound = []
-    for address in addresses:
-        parts = urlsplit(address)
-        if parts.scheme == "unix":
-            bound.append(_bind_unix(server, parts.path, group))
-        elif parts.scheme == "tcp":
-            bound.append(_bind_tcp(server, address, tls, insecure_tcp))
-        else:
-            raise EndpointError(
-                f"cannot listen on {address!r}: use unix:///path or tcp://127.0.0.1:port"
-            )
+    bound: list[str] = []
+    try:
+        for address in addresses:
+            bound.append(_bind(server, address, group, tls, insecure_tcp))
+    except EndpointError:
+        unlink(bound)
+        raise
     return bound
+
+
+def _bind(server: aio.Server, address: str, group: str, tls: Tls | None, insecure_tcp: bool) -> str:
+    parts = urlsplit(address)
+    if parts.scheme == "unix":
+        return _bind_unix(server, parts.path, group)
+    if parts.scheme == "tcp":
+        return _bind_tcp(server, address, tls, insecure_tcp)
+    raise EndpointError(f"cannot listen on {address!r}: use unix:///path or tcp://127.0.0.1:port")
 
 
 def _bind_unix(server: aio.Server, path: str, group: str) -> str:

@@ -44,9 +44,9 @@ _CLEAN = frozenset({"completed", "exited"})
 _PASSED_ON = frozenset(
     {"completed", "exited", "trapped", "limit_exceeded", "host_error", "link_error"}
 )
-# A gRPC deadline that is this close counts as passed: the transport cancels the call at about the
-# same moment as the deadline fires here.
-_GRPC_DEADLINE_SLACK_S = 0.005
+# A gRPC deadline that is this close counts as passed. The client's own timer cancels the call, and
+# it started when the request was sent: earlier than ours by as long as the request was under way.
+_GRPC_DEADLINE_SLACK_S = 0.05
 
 
 @dataclass(slots=True)
@@ -215,8 +215,17 @@ class Executor:
         watchdog.disarm()
         self._measure(call, runner, ending, handed_at, base_cpu_ns)
         written = runner.outbox.take(call.limits.output_bytes)
-        self._give_back(runner, ending, watchdog, fresh, written)
-        return self._response(call, runner, ending, watchdog, written)
+        reusable = False
+        try:
+            response = self._response(call, runner, ending, watchdog, written)
+            # Only now is it known whether what the process said can be believed.
+            clean = watchdog.reason is None and response.WhichOneof("outcome") in _CLEAN
+            reusable = clean and not fresh and runner.state is State.BUSY
+        finally:
+            if reusable:
+                runner.finish()
+            self._pool.release(runner, reusable)
+        return response
 
     def _measure(
         self, call: _Call, runner: Runner, ending: Answer, handed_at: float, base_cpu_ns: int
@@ -234,31 +243,19 @@ class Executor:
             call.cpu_time_ns = max(0, runner.child.cpu_time_ns() - base_cpu_ns)
             call.peak_memory_bytes = runner.child.peak_rss_bytes()
 
-    def _give_back(
-        self, runner: Runner, ending: Answer, watchdog: Watchdog, fresh: bool, written: Written
-    ) -> None:
-        clean = (
-            not isinstance(ending, Death)
-            and watchdog.reason is None
-            and ending.WhichOneof("outcome") in _CLEAN
-            and written.honest
-            and runner.state is State.BUSY
-        )
-        if clean and not fresh:
-            runner.finish()
-        self._pool.release(runner, reusable=clean and not fresh)
-
     # --- a call that nobody waits for any more ---------------------------------------------------
 
     def _abandon(
         self, call: _Call, runner: Runner, watchdog: Watchdog, handed_at: float, base_cpu_ns: int
     ) -> None:
+        name = self._cancel_name(call)
+
         async def settle() -> None:
             ending = await runner.renew_answer()
             watchdog.disarm()
             self._measure(call, runner, ending, handed_at, base_cpu_ns)
             self._pool.release(runner, reusable=False)
-            self._stats.outcome(self._cancel_name(call), self._since_ns(call.arrived_at))
+            self._stats.outcome(name, self._since_ns(call.arrived_at))
 
         task = self._loop.create_task(settle())
         self._abandoned.add(task)

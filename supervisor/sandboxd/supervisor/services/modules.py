@@ -69,16 +69,17 @@ class ModuleService(module_pb2_grpc.ModuleServiceServicer):
         if known is None:
             known = _describe(incoming, artifact)
             # Shielded: once the rename is under way the outcome must be entered in the index.
-            created = await _to_the_end(self._commit(tenant, incoming, known))
+            known, created = await _to_the_end(self._commit(tenant, incoming, known))
         return module_pb2.PushResponse(
             module=known, created=created, compile_time_ns=int(elapsed_s * 1e9)
         )
 
-    async def _commit(self, tenant: str, incoming: Incoming, meta: module_pb2.Module) -> bool:
+    async def _commit(
+        self, tenant: str, incoming: Incoming, meta: module_pb2.Module
+    ) -> tuple[module_pb2.Module, bool]:
         async with self._writing:
             created = await asyncio.to_thread(self._store.commit, tenant, incoming, meta)
-            self._store.remember(tenant, meta)
-        return created
+            return self._store.remember(tenant, meta), created
 
     async def Get(
         self, request: module_pb2.GetRequest, context: aio.ServicerContext[Any, Any]
