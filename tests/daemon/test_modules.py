@@ -409,7 +409,7 @@ def test_pushes_and_deletes_of_one_module_stay_consistent_with_the_disk(lasting:
                     try:
                         caller.delete(digest)
                     except grpc.RpcError as error:
-                        if error.code() is not grpc.StatusCode.NOT_FOUND:  # type: ignore[attr-defined]
+                        if error.code() is not grpc.StatusCode.NOT_FOUND:
                             raise
 
     with ThreadPoolExecutor(6) as workers:

@@ -8,10 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxd.supervisor.frames import HEADER_BYTES, FrameReader, FrameTooLong, encode
+from sandboxd.supervisor.frames import (
+    HEADER_BYTES,
+    MAX_FRAMES_AT_ONCE,
+    FrameFlood,
+    FrameReader,
+    FrameTooLong,
+    encode,
+    has_few_fields,
+    only_field,
+)
+from sandboxd.v1 import call_pb2
 
 LIMIT = 64
-payloads = st.lists(st.binary(max_size=LIMIT), max_size=20)
+payloads = st.lists(st.binary(min_size=1, max_size=LIMIT), max_size=MAX_FRAMES_AT_ONCE)
 
 
 def chunks(data: bytes, cuts: list[int]) -> list[bytes]:
@@ -68,3 +78,29 @@ def test_the_limit_can_be_changed_between_frames() -> None:
     reader.feed(encode(b"a"))
     reader.limit_bytes = 2
     assert reader.feed(encode(b"ab")) == [b"ab"]
+
+
+@pytest.mark.parametrize("flood", [encode(b""), encode(b"x") * (MAX_FRAMES_AT_ONCE + 1)])
+def test_empty_frames_and_too_many_at_once_are_refused(flood: bytes) -> None:
+    with pytest.raises(FrameFlood):
+        FrameReader(LIMIT).feed(flood)
+
+
+@given(st.lists(st.binary(max_size=20), max_size=20), st.integers(0, 25))
+def test_fields_are_counted_without_parsing(messages: list[bytes], maximum: int) -> None:
+    logs = call_pb2.Logs(entries=[call_pb2.LogEntry(message=message) for message in messages])
+    assert has_few_fields(logs.SerializeToString(), maximum) == (len(messages) <= maximum)
+
+
+@given(st.binary(max_size=60))
+def test_counting_fields_of_garbage_never_fails(garbage: bytes) -> None:
+    has_few_fields(garbage, 3)
+    only_field(garbage)
+
+
+def test_the_content_of_an_only_field_is_found() -> None:
+    inner = call_pb2.LogEntry(message=bytes(300))
+    assert only_field(call_pb2.Logs(entries=[inner]).SerializeToString()) == (
+        inner.SerializeToString()
+    )
+    assert only_field(call_pb2.Logs(entries=[inner, inner]).SerializeToString()) is None

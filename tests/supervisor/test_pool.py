@@ -60,7 +60,7 @@ class Bench:
 
 def begin(runner: Runner, wanted: Key) -> None:
     was_spare = runner.state is State.SPARE
-    runner.begin(b"", 100, wanted, module_artifact())
+    runner.begin(b"", wanted, module_artifact())
     if was_spare:
         fake_child(runner).say(BOUND)
 

@@ -24,7 +24,7 @@ from sandboxd.supervisor import frames
 from sandboxd.supervisor.child import Child
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.outbox import Outbox
-from sandboxd.supervisor.runner import SMALL_FRAME_BYTES, Answer, Death, Runner
+from sandboxd.supervisor.runner import MAX_FRAME_BYTES, Answer, Death, Runner
 from sandboxd.v1 import call_pb2
 from sandboxd.wire.v1 import runner_pb2
 
@@ -73,7 +73,7 @@ class Bench:
         self.child.say(READY)
 
     def begin(self) -> None:
-        self.answer = self.runner.begin(JOB, 100, key("a"), module_artifact())
+        self.answer = self.runner.begin(JOB, key("a"), module_artifact())
 
     def bind(self) -> None:
         self.child.say(BOUND)
@@ -99,7 +99,6 @@ LAWFUL = {
     (State.STARTING, "ready"),
     (State.BINDING, "bound"),
     (State.BUSY, "result"),
-    (State.STOPPING, "bound"),
     (State.STOPPING, "result"),
 }
 WORDS = {"ready": READY, "failed": FAILED, "bound": BOUND, "result": DONE, "nothing": EMPTY}
@@ -124,7 +123,7 @@ async def test_what_its_state_does_not_allow_ends_it(bench: Bench, state: State,
 @pytest.mark.parametrize(
     "data",
     [
-        (SMALL_FRAME_BYTES * 2).to_bytes(4, "little"),
+        (MAX_FRAME_BYTES * 2).to_bytes(4, "little"),
         b"\xff\xff\xff\xff",
         frames.encode(b"\xff"),
         frames.encode(b"\x0a\x05ab"),
@@ -149,9 +148,9 @@ async def test_a_call_has_one_result_with_an_outcome(
     assert bench.runner.breach
 
 
-async def test_a_result_may_be_as_long_as_the_output_limit_allows(bench: Bench) -> None:
+async def test_a_result_may_be_as_long_as_a_frame(bench: Bench) -> None:
     bench.reach(State.BUSY)
-    output = bytes(100 + SMALL_FRAME_BYTES - 50)
+    output = bytes(MAX_FRAME_BYTES - 50)
     bench.child.say(result(completed=call_pb2.Completed(output=output)))
     assert bench.answer is not None
     answer = bench.answer.result()
@@ -180,11 +179,31 @@ async def test_its_death_answers_the_call(bench: Bench) -> None:
     assert bench.heard == ["ready", "kill while busy", "dead"]
 
 
-async def test_a_hangup_kills_it_even_if_the_process_lives_on(bench: Bench) -> None:
-    bench.reach(State.IDLE)
+async def test_a_hangup_of_a_process_that_lives_on_is_a_breach(bench: Bench) -> None:
+    bench.reach(State.BUSY)
     assert bench.child.on_hangup is not None
     bench.child.on_hangup()
+    assert bench.answer is not None
+    death = await bench.answer
+    assert isinstance(death, Death)
+    assert death.breach == "it closed its socket"
     assert bench.child.kills == 1
+
+
+async def test_a_second_word_that_it_is_bound_is_a_breach(bench: Bench) -> None:
+    bench.reach(State.STOPPING)
+    bench.child.say(BOUND)
+    assert bench.runner.breach == "bound a second time"
+
+
+async def test_an_answer_that_nobody_could_take_is_not_lost(bench: Bench) -> None:
+    bench.reach(State.BUSY)
+    assert bench.answer is not None
+    bench.answer.cancel()
+    bench.child.end(-9)
+    await turn()
+    await turn()
+    assert isinstance(await bench.runner.renew_answer(), Death)
 
 
 async def test_an_interrupt_writes_one_byte_to_its_pipe(bench: Bench) -> None:
@@ -223,4 +242,4 @@ async def test_it_is_bound_once_and_the_call_follows_in_the_same_write(bench: Be
     assert bench.runner.executions == 2
     assert bench.runner.state is State.BUSY
     with pytest.raises(AssertionError, match="one module for life"):
-        bench.runner.begin(JOB, 100, key("b"), None)
+        bench.runner.begin(JOB, key("b"), None)

@@ -8,6 +8,7 @@ the key that the store carries. `proc_exit` is our own, because the engine's tur
 from __future__ import annotations
 
 import atexit
+import codecs
 import ctypes
 import functools
 from collections.abc import Callable
@@ -36,6 +37,8 @@ _Handler = Callable[[Call, Any, Any], None]
 # More than the message's bytes is never needed of one.
 _MAX_ABORT_STRING_BYTES = 4096
 _ABORTED = "the guest called abort"
+# Looked up now: a codec is imported at first use, and a locked-down process cannot.
+_UTF_16 = codecs.lookup("utf-16-le")
 
 
 def _log_number(field: str) -> _Handler:
@@ -219,4 +222,4 @@ def _abort_string(caller: Any, pointer: int) -> str:
     except Stop:
         # The guest ends anyway; a bad pointer only costs it its message.
         return ""
-    return raw.decode("utf-16-le", "replace")
+    return _UTF_16.decode(raw, "replace")[0]

@@ -6,9 +6,9 @@ the engine, enters the empty root, tells the supervisor that it is ready, and fo
 command. When it dies, for whatever reason, the kernel kills every process of its namespace.
 
 It stays single-threaded (checked before every fork), never compiles, never does WASI input or
-output, and never sees a tenant's byte. It is the only one that can reap: it reports every exit with status
-and usage. Where the host allows no namespaces, children are tied to it by the
-parent-death signal instead.
+output, and never sees a tenant's byte. It is the only one that can reap: it reports every exit with
+status and usage. Where the host allows no namespaces, children are tied to it by the parent-death
+signal instead.
 
 It ends when the supervisor does: parent-death signal from supervisor to outer, from outer to inner,
 and EOF on the control socket.
@@ -148,7 +148,10 @@ class _Zygote:
                 self._command()
 
     def _command(self) -> None:
-        packet, fds, _, _ = socket.recv_fds(self._control, _MAX_PACKET_BYTES, _MAX_FDS)
+        try:
+            packet, fds, _, _ = socket.recv_fds(self._control, _MAX_PACKET_BYTES, _MAX_FDS)
+        except ConnectionResetError:  # it died with events unread
+            packet = b""
         if not packet:
             os._exit(0)
         request = self._pb.ZygoteCommand.FromString(packet).spawn

@@ -22,13 +22,18 @@ from sandboxd.supervisor import faults, frames
 from sandboxd.supervisor.artifacts import Artifact, ArtifactCache, ModuleInfo, seal
 from sandboxd.supervisor.child import Child, ExitStatus
 from sandboxd.supervisor.keys import Key
+from sandboxd.supervisor.text import for_people
 from sandboxd.supervisor.zygote import ChildLimits, Zygote
 from sandboxd.wire.v1 import control_pb2, runner_pb2
 
 log = logging.getLogger(__name__)
 
-# What a compiler says about a module: at most 10,000 imports and exports with their names.
-MAX_REPLY_BYTES = 24 * 1024 * 1024
+# What a compiler says about a module: it keeps to 1 MiB, 10,000 imports and as many exports.
+MAX_REPLY_BYTES = 1536 * 1024
+MAX_EXTERNS = 20_000
+MAX_TYPES = 1000
+# A compiler that answered has this long to end by itself; giving back gigabytes takes a while.
+_EXIT_PATIENCE_S = 1.0
 _ALLOWED_FIRST = frozenset({"ready", "failed"})
 _ALLOWED_THEN = frozenset({"compiled", "invalid", "too_complex"})
 
@@ -89,8 +94,7 @@ class CompileService:
                 raise faults.QueueFull(
                     "too many modules are waiting for the compiler; retry later", retry_after_s=1.0
                 )
-            job = _Job(asyncio.get_running_loop().create_task(self._run(key, open_wasm)))
-            self._jobs[key] = job
+            job = self._begin(key, open_wasm())
         job.waiters += 1
         try:
             return await asyncio.shield(job.task)
@@ -102,13 +106,22 @@ class CompileService:
                 if self._jobs.get(key) is job:
                     del self._jobs[key]
 
-    async def _run(self, key: Key, open_wasm: Callable[[], int]) -> Artifact:
+    def _begin(self, key: Key, wasm_fd: int) -> _Job:
+        # The job owns its descriptor: whoever opened it may be gone before the compiler starts.
+        task = asyncio.get_running_loop().create_task(self._run(key, wasm_fd))
+        task.add_done_callback(lambda _: os.close(wasm_fd))
+        # Whoever waited may have gone: then nobody asks for the exception.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        job = self._jobs[key] = _Job(task)
+        return job
+
+    async def _run(self, key: Key, wasm_fd: int) -> Artifact:
         job = self._jobs[key]
         try:
             async with self._slots:
                 self.working += 1
                 try:
-                    artifact = await self._compile(key, open_wasm)
+                    artifact = await self._compile(key, wasm_fd)
                 finally:
                     self.working -= 1
             self.cache.put(key, artifact)
@@ -117,15 +130,11 @@ class CompileService:
             if self._jobs.get(key) is job:
                 del self._jobs[key]
 
-    async def _compile(self, key: Key, open_wasm: Callable[[], int]) -> Artifact:
+    async def _compile(self, key: Key, wasm_fd: int) -> Artifact:
         if self._zygote is None:
             raise faults.ZygoteLost("no process can be started now; retry", retry_after_s=0.5)
-        wasm_fd = open_wasm()
-        artifact_fd = -1
+        artifact_fd = os.memfd_create("sandboxd-artifact", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            artifact_fd = os.memfd_create(
-                "sandboxd-artifact", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-            )
             child = self._zygote.spawn(
                 control_pb2.CHILD_KIND_COMPILER, [wasm_fd, artifact_fd], self._limits
             )
@@ -136,7 +145,6 @@ class CompileService:
             artifact_fd = -1
             return artifact
         finally:
-            os.close(wasm_fd)
             if artifact_fd >= 0:
                 os.close(artifact_fd)
 
@@ -148,9 +156,26 @@ def _accept(fd: int, compiled: runner_pb2.Compiled, max_bytes: int) -> Artifact:
         raise faults.ModuleTooComplex(
             "the compiler's output is not what it announced", metadata={"limit": "protocol"}
         )
+    for extern in (*compiled.imports, *compiled.exports):
+        if len(extern.params) > MAX_TYPES or len(extern.results) > MAX_TYPES:
+            raise faults.ModuleTooComplex(
+                "the compiler describes a function that cannot be", metadata={"limit": "protocol"}
+            )
     seal(fd)
     info = ModuleInfo.of(tuple(compiled.imports), tuple(compiled.exports))
     return Artifact(fd, size, info)
+
+
+def _parse(payload: bytes) -> runner_pb2.CompilerReply:
+    """Parse a reply, unless it has so many parts that parsing it would hold up everybody."""
+    inner = frames.only_field(payload)
+    if inner is None or not frames.has_few_fields(inner, MAX_EXTERNS):
+        raise frames.FrameFlood("a reply with too many parts")
+    return runner_pb2.CompilerReply.FromString(payload)
+
+
+# Processes that are on their way out, while nobody may be waiting for them any more.
+_ENDING: set[asyncio.Future[ExitStatus]] = set()
 
 
 class _Compilation:
@@ -175,17 +200,19 @@ class _Compilation:
         self._command = frames.encode(command.SerializeToString())
         self._child.listen()
         timed_out = False
+        reply = None
         try:
             reply = await asyncio.wait_for(self._reply, self._config.wall_time_s)
         except TimeoutError:
-            reply, timed_out = None, True
-        except asyncio.CancelledError:
-            self._child.kill()
-            await self._finish()
-            raise
-        if timed_out or self._breach:
-            self._child.kill()
-        exit_status = await self._finish()
+            timed_out = True
+        finally:
+            if reply is None or self._breach:
+                self._child.kill()
+            # Whatever happens to the caller: the process ends, and what it held is given back.
+            end = asyncio.ensure_future(self._finish())
+            _ENDING.add(end)
+            end.add_done_callback(_ENDING.discard)
+        exit_status = await asyncio.shield(end)
         if timed_out:
             raise faults.ModuleTooComplex(
                 f"compiling took longer than {self._config.wall_time_s:g} s",
@@ -194,9 +221,8 @@ class _Compilation:
         return self._verdict(reply, exit_status)
 
     async def _finish(self) -> ExitStatus:
-        # A compiler that answered ends by itself at once; one that does not is killed.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._child.gone), 1.0)
+            await asyncio.wait_for(asyncio.shield(self._child.gone), _EXIT_PATIENCE_S)
         self._child.kill()
         exit_status = await self._child.wait_exit()
         self._child.close()
@@ -205,8 +231,10 @@ class _Compilation:
     def _on_data(self, data: bytes) -> None:
         try:
             for payload in self._reader.feed(data):
-                self._dispatch(runner_pb2.CompilerReply.FromString(payload))
-        except (frames.FrameTooLong, DecodeError) as error:
+                self._dispatch(_parse(payload))
+                if self._breach:
+                    return
+        except (frames.FrameTooLong, frames.FrameFlood, DecodeError) as error:
             self._breached(str(error) or "the frame is not a message")
 
     def _dispatch(self, reply: runner_pb2.CompilerReply) -> None:
@@ -245,9 +273,14 @@ class _Compilation:
                 metadata = {}
                 if invalid.HasField("offset_bytes"):
                     metadata["offset_bytes"] = str(invalid.offset_bytes)
-                raise faults.InvalidModule(invalid.message, field="wasm", metadata=metadata)
+                raise faults.InvalidModule(
+                    for_people(invalid.message), field="wasm", metadata=metadata
+                )
             case _:
-                raise faults.ModuleTooComplex(reply.too_complex.message, field="wasm")
+                # Which one of its own limits the compiler reached, its words tell.
+                raise faults.ModuleTooComplex(
+                    reply.too_complex.message, field="wasm", metadata={"limit": "compiler"}
+                )
 
 
 def _death(exit_status: ExitStatus, breach: str, config: CompileConfig) -> faults.Fault:
@@ -260,7 +293,7 @@ def _death(exit_status: ExitStatus, breach: str, config: CompileConfig) -> fault
     }
     if breach:
         return faults.ModuleTooComplex(
-            f"the compiler broke its protocol: {breach}", metadata={"limit": "protocol"}
+            f"the compiler broke its protocol: {for_people(breach)}", metadata={"limit": "protocol"}
         )
     if exit_status.known and exit_status.status in signals:
         limit, words = signals[exit_status.status]

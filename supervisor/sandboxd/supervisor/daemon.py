@@ -6,6 +6,7 @@ import asyncio
 import importlib.metadata
 import logging
 import os
+import resource
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from sandboxd.supervisor import endpoints, faults
 from sandboxd.supervisor.artifacts import ArtifactCache
@@ -31,6 +32,7 @@ from sandboxd.supervisor.services.sandbox import SandboxService
 from sandboxd.supervisor.settings import MIB, Settings
 from sandboxd.supervisor.stats import Stats
 from sandboxd.supervisor.store import Store
+from sandboxd.supervisor.text import for_people
 from sandboxd.supervisor.zygote import ChildLimits, Zygote, ZygoteFailed
 from sandboxd.v1 import (
     admin_pb2,
@@ -52,6 +54,14 @@ SERVICES = tuple(
         (module_pb2, "ModuleService"),
         (admin_pb2, "AdminService"),
     )
+)
+# What a process may say that it applied. It is told before any guest code ran; be strict anyway.
+KNOWN_LAYERS = frozenset(
+    {
+        *("descriptors", "session", "namespaces", "empty-root", "rlimits", "capabilities", "uid"),
+        *("no-new-privs", "non-dumpable", "landlock", "libffi-page", "parent-death", "seccomp"),
+        *("mdwe", "seccomp-sealed"),
+    }
 )
 # What the interpreter and the engine need beside a guest's memory.
 RUNNER_OVERHEAD_BYTES = 192 * MIB
@@ -83,8 +93,9 @@ class Daemon:
         self._draining = False
         self._notifier = Notifier()
         self._health = health.aio.HealthServicer()
+        descriptors = _raise_descriptor_limit()
         self._store = Store(settings.state_dir, settings.max_module)
-        self._cache = ArtifactCache(settings.artifact_cache)
+        self._cache = ArtifactCache(settings.artifact_cache, descriptors // 4)
         self._compiles = CompileService(_compile_config(settings), self._cache)
         self._pool = Pool(_pool_config(settings))
         self._pool.on_layers = self._note_layers
@@ -133,7 +144,7 @@ class Daemon:
         server = aio.server(
             options=_server_options(settings),
             # Beyond this, calls are refused by the transport before they cost anything here.
-            maximum_concurrent_rpcs=settings.queue_capacity + settings.max_runners + 256,
+            maximum_concurrent_rpcs=settings.queue_capacity + settings.max_runners + 4096,
         )
         self._add_services(server)
         tls = _tls(settings)
@@ -193,7 +204,10 @@ class Daemon:
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(self.snapshot), hardened)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, hardened)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, hardened)
+        # Not enable_server_reflection: it takes what is no aio.Server for a synchronous one.
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            reflection.aio.ReflectionServicer(names), hardened
+        )
 
     # --- the zygote ------------------------------------------------------------------------------
 
@@ -250,6 +264,8 @@ class Daemon:
 
     def _note_layers(self, layers: Iterable[control_pb2.IsolationLayer]) -> None:
         for layer in layers:
+            if layer.name not in KNOWN_LAYERS:
+                continue
             known = self._layers.get(layer.name)
             # One process where a layer does not hold is enough to say that it does not.
             if known is None or known.active:
@@ -283,7 +299,9 @@ class Daemon:
             ),
             runners=[describe_runner(runner, now) for runner in runners],
             layers=[
-                admin_pb2.Layer(name=layer.name, active=layer.active, detail=layer.detail)
+                admin_pb2.Layer(
+                    name=layer.name, active=layer.active, detail=for_people(layer.detail, 256)
+                )
                 for layer in self._layers.values()
             ],
             modules=self._store.count(),
@@ -307,6 +325,17 @@ class Daemon:
             ended_total=self._pool.ended_total,
             zygote_starts_total=self._zygote_starts,
         )
+
+
+def _raise_descriptor_limit() -> int:
+    """Allow as many descriptors as the hard limit does, and return how many that is.
+
+    Connections and compiled modules hold one each, runners five; the soft limit of 1,024 that is
+    usual is for programs that use select(2).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
 # --- from settings to the parts' configurations ---------------------------------------------------
@@ -384,7 +413,7 @@ def _pool_config(settings: Settings) -> PoolConfig:
             cpu_seconds=int(lifetime_s * RUNNER_THREADS) + 60,
             # The engine's copy-on-write image of initial memory is a memory file.
             file_size_bytes=max(
-                settings.max_memory, 3 * (settings.max_output + LOG_OVERHEAD_BYTES) + 64 * 1024
+                settings.max_memory, 4 * (settings.max_output + LOG_OVERHEAD_BYTES) + 64 * 1024
             ),
             processes=0,
         ),

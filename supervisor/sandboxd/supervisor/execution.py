@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ from sandboxd.supervisor.pool import Pool, QueueDeadline
 from sandboxd.supervisor.runner import Answer, Death, Runner
 from sandboxd.supervisor.stats import Stats
 from sandboxd.supervisor.store import Store
+from sandboxd.supervisor.text import for_people
 from sandboxd.supervisor.watchdog import StopReason, Watchdog
 from sandboxd.v1 import call_pb2, sandbox_pb2
 from sandboxd.wire.v1 import runner_pb2
@@ -44,6 +45,7 @@ _CLEAN = frozenset({"completed", "exited"})
 _PASSED_ON = frozenset(
     {"completed", "exited", "trapped", "limit_exceeded", "host_error", "link_error"}
 )
+_WITH_MESSAGE = frozenset({"trapped", "limit_exceeded", "host_error", "link_error"})
 # A gRPC deadline that is this close counts as passed. The client's own timer cancels the call, and
 # it started when the request was sent: earlier than ours by as long as the request was under way.
 _GRPC_DEADLINE_SLACK_S = 0.05
@@ -198,7 +200,7 @@ class Executor:
     ) -> sandbox_pb2.ExecuteResponse:
         base_cpu_ns = runner.child.cpu_time_ns()
         handed_at = self._loop.time()
-        answer = runner.begin(_job(call), call.limits.output_bytes, call.key, artifact)
+        answer = runner.begin(_job(call), call.key, artifact)
         watchdog = Watchdog(
             runner,
             call.deadline_at,
@@ -282,18 +284,19 @@ class Executor:
     ) -> sandbox_pb2.ExecuteResponse:
         response = sandbox_pb2.ExecuteResponse(stdout=written.stdout, stderr=written.stderr)
         bytes_out = len(written.stdout) + len(written.stderr)
+        honest = written.honest
         if written.log:
             try:
                 response.logs.MergeFromString(written.log)
             except DecodeError:
-                written = Written(written.stdout, written.stderr, b"", honest=False)
+                honest = False
             bytes_out += len(written.log)
         if isinstance(ending, Death):
             self._tell_death(call, response, ending, watchdog)
         else:
-            self._tell_result(call, response, ending, watchdog, runner)
+            self._tell_result(call, response, ending, watchdog, written.result)
             bytes_out += _result_bytes(response)
-        if not written.honest or bytes_out > _allowed_out(call):
+        if not honest or bytes_out > _allowed_out(call):
             response.protocol_violation.message = "the process claimed output beyond its limit"
         self._tell_receipt(call, response, ending, bytes_out)
         return response
@@ -309,7 +312,7 @@ class Executor:
         if watchdog.reason is not None and not death.breach:
             self._tell_stop(call, response, watchdog, sandbox_pb2.STOP_METHOD_KILLED, ())
         elif death.breach:
-            response.protocol_violation.message = death.breach
+            response.protocol_violation.message = for_people(death.breach)
         elif not exit_status.known:
             raise faults.ZygoteLost(
                 "the process was lost with the zygote, which is being replaced; retry",
@@ -340,17 +343,27 @@ class Executor:
         response: sandbox_pb2.ExecuteResponse,
         result: runner_pb2.Result,
         watchdog: Watchdog,
-        runner: Runner,
+        long_output: bytes,
     ) -> None:
         outcome = result.WhichOneof("outcome")
         interrupted = outcome == "trapped" and result.trapped.code == call_pb2.TRAP_CODE_INTERRUPT
         if watchdog.reason is not None and interrupted:
-            frames = tuple(result.trapped.frames)
+            frames = tuple(_clean_frames(result.trapped.frames))
             self._tell_stop(call, response, watchdog, sandbox_pb2.STOP_METHOD_INTERRUPTED, frames)
         elif outcome == "rejected":
-            raise faults.ArgumentMismatch(result.rejected.message, field=result.rejected.field)
+            rejected = result.rejected
+            raise faults.ArgumentMismatch(
+                for_people(rejected.message), field=for_people(rejected.field, 256)
+            )
         elif outcome in _PASSED_ON:
-            getattr(response, outcome).CopyFrom(getattr(result, outcome))
+            told = getattr(response, outcome)
+            told.CopyFrom(getattr(result, outcome))
+            if outcome == "completed" and long_output:
+                told.output = long_output
+            elif outcome in _WITH_MESSAGE:
+                told.message = for_people(told.message)
+            if outcome in ("trapped", "limit_exceeded"):
+                _clean_frames(told.frames)
 
     def _tell_stop(
         self,
@@ -452,6 +465,13 @@ def _job(call: _Call) -> bytes:
     if limits.fuel is not None:
         job.fuel = limits.fuel
     return command.SerializeToString()
+
+
+def _clean_frames(frames: Iterable[call_pb2.Frame]) -> Iterable[call_pb2.Frame]:
+    for frame in frames:
+        if not frame.function_name.isprintable():
+            frame.function_name = for_people(frame.function_name)
+    return frames
 
 
 def _result_bytes(response: sandbox_pb2.ExecuteResponse) -> int:

@@ -15,6 +15,7 @@ them for users.
     ├── ArgumentMismatch      INVALID_ARGUMENT   arguments do not fit the signature
     ├── ModuleNotFound        NOT_FOUND
     ├── QueueFull             RESOURCE_EXHAUSTED retryable
+    ├── Overloaded            RESOURCE_EXHAUSTED retryable
     ├── StoreFull             RESOURCE_EXHAUSTED
     ├── RunnerLost            UNAVAILABLE        retryable: the process was killed from outside
     ├── ZygoteLost            UNAVAILABLE        retryable
@@ -164,6 +165,13 @@ class QueueFull(Fault):
 
     status = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "QUEUE_FULL"
+
+
+class Overloaded(Fault):
+    """The daemon is out of descriptors or memory, or too many streams are open."""
+
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "OVERLOADED"
 
 
 class StoreFull(Fault):

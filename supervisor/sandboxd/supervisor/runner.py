@@ -21,11 +21,16 @@ from sandboxd.supervisor.child import Child, ExitStatus
 from sandboxd.supervisor.keys import Key
 from sandboxd.supervisor.lifecycle import Event, State, advance
 from sandboxd.supervisor.outbox import Outbox
+from sandboxd.supervisor.text import for_people
 from sandboxd.wire.v1 import control_pb2, runner_pb2
 
-# A frame that is not a result is small. A result may carry the output limit and this much beside:
-# a backtrace of 64 frames with names of 256 characters, messages of 4 KiB, numbers.
-SMALL_FRAME_BYTES = 256 * 1024
+# Every frame is short: at most a result of 16 KiB, a thousand numbers, or a backtrace of the
+# engine's 20 frames with names of 256 characters. What is longer goes through the outbox. A long
+# frame would be costly to parse, and the process that sends it decides what is in it.
+MAX_FRAME_BYTES = 64 * 1024
+# How long a process may have its socket closed and still be alive: a process that is ending closes
+# its descriptors first.
+_HANGUP_PATIENCE_S = 0.2
 
 _ALLOWED: dict[State, frozenset[str]] = {
     State.STARTING: frozenset({"ready", "failed"}),
@@ -86,14 +91,17 @@ class Runner:
         self._state = State.STARTING
         self._loop = asyncio.get_running_loop()
         self._answer: asyncio.Future[Answer] | None = None
-        self._reader = frames.FrameReader(SMALL_FRAME_BYTES)
+        # The answer, whoever waits for it: a cancelled future cannot take it.
+        self._given: Answer | None = None
+        self._reader = frames.FrameReader(MAX_FRAME_BYTES)
         self._ready_seen = False
+        self._binding = False
         self._burial: asyncio.Task[None] | None = None
         child.on_data = self._on_data
         child.on_hangup = self._on_hangup
         child.listen()
         child.forked.add_done_callback(lambda _: self._maybe_ready())
-        child.gone.add_done_callback(lambda _: self._on_hangup())
+        child.gone.add_done_callback(lambda _: self._on_gone())
 
     @property
     def state(self) -> State:
@@ -110,21 +118,19 @@ class Runner:
 
     # --- what the pool and a call do with it -----------------------------------------------------
 
-    def begin(
-        self, job: bytes, max_result_bytes: int, key: Key, artifact: Artifact | None
-    ) -> asyncio.Future[Answer]:
+    def begin(self, job: bytes, key: Key, artifact: Artifact | None) -> asyncio.Future[Answer]:
         """Hand it a call, as a serialized RunnerCommand, and return the future of its answer.
 
         A spare needs `artifact`, is bound to `key` first, and the call follows in the same write.
         """
         self._answer = self._loop.create_future()
-        self._reader.limit_bytes = max_result_bytes + SMALL_FRAME_BYTES
         self.executions += 1
         if self._state is State.SPARE:
             assert artifact is not None
             bind = runner_pb2.Bind(artifact_size_bytes=artifact.size_bytes, fuel=key.fuel)
             command = runner_pb2.RunnerCommand(bind=bind).SerializeToString()
             self._advance(Event.BIND)
+            self._binding = True
             self.key = key
             self.child.send(frames.encode(command) + frames.encode(job), artifact.fd)
         else:
@@ -135,16 +141,15 @@ class Runner:
 
     def renew_answer(self) -> asyncio.Future[Answer]:
         """Return a new future for the running call: the one that waited for it was cancelled."""
-        previous = self._answer
         self._answer = self._loop.create_future()
-        if previous is not None and previous.done() and not previous.cancelled():
-            self._answer.set_result(previous.result())
+        if self._given is not None:
+            self._answer.set_result(self._given)
         return self._answer
 
     def finish(self) -> None:
         """The call was answered cleanly; the runner is free for the next one of its module."""
         self._advance(Event.ANSWERED)
-        self._answer = None
+        self._answer = self._given = None
         self.idle_since = self._loop.time()
 
     def interrupt(self) -> None:
@@ -174,15 +179,17 @@ class Runner:
         try:
             for payload in self._reader.feed(data):
                 self._dispatch(payload)
-        except (frames.FrameTooLong, DecodeError) as error:
+        except (frames.FrameTooLong, frames.FrameFlood, DecodeError) as error:
             self._breached(str(error) or "the frame is not a message")
 
     def _dispatch(self, payload: bytes) -> None:
+        allowed = _ALLOWED[self._state]
+        if self._state in (State.DYING, State.DEAD):
+            return
         reply = runner_pb2.RunnerReply.FromString(payload)
         kind = reply.WhichOneof("reply")
-        if kind not in _ALLOWED[self._state]:
-            if self._state not in (State.DYING, State.DEAD):
-                self._breached(f"message {kind} while {self._state.value}")
+        if kind not in allowed:
+            self._breached(f"message {kind} while {self._state.value}")
             return
         match kind:
             case "result":
@@ -197,15 +204,23 @@ class Runner:
                 self._breached(f"it could not lock itself down: {reply.failed.message}")
 
     def _answered(self, result: runner_pb2.Result) -> None:
-        answer = self._answer
-        if answer is None or answer.done():
+        if self._given is not None:
             self._breached("a second result for one call")
         elif result.WhichOneof("outcome") is None:
             self._breached("a result without an outcome")
         else:
-            answer.set_result(result)
+            self._give(result)
+
+    def _give(self, given: Answer) -> None:
+        self._given = given
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(given)
 
     def _bound(self, bound: runner_pb2.Bound) -> None:
+        if not self._binding:
+            self._breached("bound a second time")
+            return
+        self._binding = False
         if bound.error:
             self._breached(f"it could not load the compiled module: {bound.error}")
             return
@@ -220,20 +235,31 @@ class Runner:
             self._on_ready(self)
 
     def _breached(self, breach: str) -> None:
-        self.breach = breach
+        self.breach = for_people(breach)
         self.kill()
 
     # --- its end ---------------------------------------------------------------------------------
 
-    def _on_hangup(self) -> None:
+    def _on_gone(self) -> None:
         self.kill()
+
+    def _on_hangup(self) -> None:
+        if self._state in (State.STARTING, State.SPARE, State.IDLE):
+            self.kill()
+        elif not self.child.gone.done():
+            # A process that ends closes its socket a moment before it is gone. One that lives on
+            # has hung up on us.
+            self._loop.call_later(_HANGUP_PATIENCE_S, self._check_gone)
+
+    def _check_gone(self) -> None:
+        if not self.child.gone.done() and self._state not in (State.DYING, State.DEAD):
+            self._breached("it closed its socket")
 
     async def _bury(self) -> None:
         exit_status = await self.child.wait_exit()
         self._advance(Event.EXITED)
-        answer = self._answer
-        if answer is not None and not answer.done():
-            answer.set_result(Death(exit_status, self.breach))
+        if self._given is None:
+            self._give(Death(exit_status, self.breach))
         self.child.close()
         os.close(self._interrupt_fd)
         self._on_dead(self)

@@ -7,8 +7,9 @@ with details; anything else is a bug, is logged with its traceback, and is the o
 
 from __future__ import annotations
 
+import errno
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import grpc
@@ -20,6 +21,10 @@ from sandboxd.supervisor.stats import Stats
 
 log = logging.getLogger(__name__)
 
+# What an OSError says when the daemon, not the request, is at its limits.
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+# Streams of answers (health watches) that may be open at once: they live as long as clients like.
+MAX_STREAMS = 64
 _MALFORMED = object()
 _BAD_BYTES = "the bytes are not a protobuf message of this method's request type"
 
@@ -30,6 +35,7 @@ class HardenedServer:
     def __init__(self, server: aio.Server, stats: Stats) -> None:
         self._server = server
         self._stats = stats
+        self._streams = 0
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """Ignored: generated code registers the same methods by name right after."""
@@ -85,11 +91,21 @@ class HardenedServer:
             try:
                 if request is _MALFORMED:
                     raise faults.MalformedMessage(_BAD_BYTES)
-                await method(request, context)
+                await self._with_stream(method(request, context))
             except Exception as error:  # noqa: BLE001 - the last line before the transport
                 await self._refuse(context, error)
 
         return call
+
+    async def _with_stream(self, work: Coroutine[Any, Any, Any]) -> None:
+        if self._streams >= MAX_STREAMS:
+            work.close()
+            raise faults.Overloaded(f"{MAX_STREAMS} streams are open already", retry_after_s=1.0)
+        self._streams += 1
+        try:
+            await work
+        finally:
+            self._streams -= 1
 
     def _stream_both(self, method: Callable[..., Any] | None) -> Callable[..., AsyncIterator[Any]]:
         assert method is not None, "one of the four kinds of a method is set"
@@ -108,6 +124,9 @@ class HardenedServer:
     async def _refuse(self, context: aio.ServicerContext[Any, Any], error: Exception) -> None:
         if isinstance(error, aio.AbortError):
             raise error
+        if isinstance(error, OSError) and error.errno in _SHORTAGES:
+            log.error("out of resources: %s", error.strerror)
+            error = faults.Overloaded("the daemon is out of resources; retry", retry_after_s=1.0)
         if not isinstance(error, faults.Fault):
             log.error("a bug, answered with INTERNAL", exc_info=error)
             self._stats.fault("INTERNAL")
