@@ -32,10 +32,14 @@ STOP_TIMEOUT_S = 30.0
 
 @dataclasses.dataclass
 class DaemonProcess:
-    """A running daemon with a directory, a socket and a log of its own."""
+    """A running daemon with a directory, a socket and a log of its own.
+
+    `user` is the user and group id to run it as; None for those of the tests.
+    """
 
     directory: Path
     arguments: tuple[str, ...]
+    user: int | None = None
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -72,6 +76,9 @@ class DaemonProcess:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                user=self.user,
+                group=self.user,
+                extra_groups=None if self.user is None else [],
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while f"listens on unix://{self.socket}" not in self.log.rpartition("starting run")[2]:
@@ -173,10 +180,12 @@ def start_daemon() -> Iterator[Callable[..., contextlib.AbstractContextManager[D
     """Start a daemon with these arguments; it must end clean, leaving no process behind."""
 
     @contextlib.contextmanager
-    def start(*arguments: str) -> Iterator[DaemonProcess]:
+    def start(*arguments: str, user: int | None = None) -> Iterator[DaemonProcess]:
         # Short, because a socket's path is limited; not pytest's, which is long.
         with tempfile.TemporaryDirectory(prefix="sbx-") as directory:
-            daemon = DaemonProcess(Path(directory), arguments)
+            if user is not None:
+                os.chown(directory, user, user)
+            daemon = DaemonProcess(Path(directory), arguments, user)
             daemon.start()
             below = daemon.descendants()
             try:

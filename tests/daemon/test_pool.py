@@ -21,8 +21,12 @@ def add(module: str | bytes, **rest: Any) -> Any:
 
 
 def bound(daemon: Any, digest: str) -> list[int]:
-    """Process ids of the runners that are bound to a module."""
-    return [one.pid for one in daemon.status().runners if one.module_digest == digest]
+    """Process ids of the runners that are bound to a module and live."""
+    return [
+        one.pid
+        for one in daemon.status().runners
+        if one.module_digest == digest and one.state != admin_pb2.RUNNER_STATE_DYING
+    ]
 
 
 def variants(wat: Callable[[str], bytes], count: int) -> list[bytes]:

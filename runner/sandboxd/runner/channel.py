@@ -19,7 +19,7 @@ class Closed(Exception):  # noqa: N818 - a state
 
 
 class Channel:
-    """Frames over the socket `fd`. To be made before the lock-down: a socket object cannot, later."""
+    """Frames over the socket `fd`. To be made before the lock-down: afterwards it cannot be."""
 
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)

@@ -87,7 +87,7 @@ class Outbox:
     def reset(self) -> None:
         """Empty all regions."""
         self._lengths: list[int] = [0] * len(Region)
-        self._committed[:] = self._lengths
+        self._committed[:] = [0] * len(Region)
 
     def append_stdout(self, data: bytes) -> int:
         """Append to standard output as much as fits; return how many bytes did."""

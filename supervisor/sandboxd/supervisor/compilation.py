@@ -1,7 +1,8 @@
 """Compiling: one-shot processes, one per module at a time, with a certain end.
 
 Calls and pushes that need the same module share one compilation. It is theirs: when the last of
-them is gone, the compiler is killed. Only so many compilers run at once; the others wait.
+them is gone, the compiler is killed, unless the module is stored. Only so many compilers run at
+once; the others wait.
 """
 
 from __future__ import annotations
@@ -55,11 +56,12 @@ class CompileConfig:
 
 
 class _Job:
-    __slots__ = ("task", "waiters")
+    __slots__ = ("keep", "task", "waiters")
 
     def __init__(self, task: asyncio.Task[Artifact]) -> None:
         self.task = task
         self.waiters = 0
+        self.keep = False
 
 
 class CompileService:
@@ -79,10 +81,13 @@ class CompileService:
         self._zygote = zygote
         self._limits = dataclasses.replace(self.config.limits, processes=processes)
 
-    async def artifact(self, key: Key, open_wasm: Callable[[], int]) -> Artifact:
+    async def artifact(
+        self, key: Key, open_wasm: Callable[[], int], *, keep: bool = False
+    ) -> Artifact:
         """Return the module's artifact, compiling it if it is not cached.
 
-        `open_wasm` returns a descriptor of the module's bytes; it is closed here. Raises
+        `open_wasm` returns a descriptor of the module's bytes; it is closed here. With `keep` the
+        compilation goes on when nobody waits for it any more. Raises
         `faults.InvalidModule`, `ModuleTooComplex`, `CompilerLost`, `QueueFull`, `ZygoteLost`.
         """
         cached = self.cache.get(key)
@@ -96,11 +101,12 @@ class CompileService:
                 )
             job = self._begin(key, open_wasm())
         job.waiters += 1
+        job.keep |= keep
         try:
             return await asyncio.shield(job.task)
         finally:
             job.waiters -= 1
-            if job.waiters == 0 and not job.task.done():
+            if job.waiters == 0 and not job.keep and not job.task.done():
                 job.task.cancel()
                 # Whoever asks next starts anew; this one is only cleaning up.
                 if self._jobs.get(key) is job:

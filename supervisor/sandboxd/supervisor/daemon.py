@@ -16,10 +16,11 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from sandboxd.supervisor import endpoints, faults
+from sandboxd.supervisor import endpoints
 from sandboxd.supervisor.artifacts import ArtifactCache
 from sandboxd.supervisor.compilation import CompileConfig, CompileService
 from sandboxd.supervisor.execution import Executor
+from sandboxd.supervisor.gate import Gate, shutting_down
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
 from sandboxd.supervisor.outbox import LOG_OVERHEAD_BYTES
@@ -63,11 +64,15 @@ KNOWN_LAYERS = frozenset(
         *("mdwe", "seccomp-sealed"),
     }
 )
+# Their calls are waited for when the daemon stops; status and health answer to the end.
+_GATED = frozenset({"sandboxd.v1.SandboxService", "sandboxd.v1.ModuleService"})
 # What the interpreter and the engine need beside a guest's memory.
 RUNNER_OVERHEAD_BYTES = 192 * MIB
 # Threads of one runner: main, interrupt, and those that WASI input and output start.
 RUNNER_THREADS = 16
 FIRST_RUNNER_TIMEOUT_S = 20.0
+# The one above means "leave it as it is" to the kernel, which for a runner would be root.
+MAX_UID = 2**32 - 2
 ZYGOTE_PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -86,6 +91,7 @@ class Daemon:
         self._started_wall = Timestamp()
         self._started_wall.FromNanoseconds(time.time_ns())
         self._stats = Stats()
+        self._gate = Gate()
         self._zygote: Zygote | None = None
         self._zygote_starts = 0
         self._replacing: asyncio.Task[None] | None = None
@@ -146,7 +152,7 @@ class Daemon:
             # Beyond this, calls are refused by the transport before they cost anything here.
             maximum_concurrent_rpcs=settings.queue_capacity + settings.max_runners + 4096,
         )
-        self._add_services(server)
+        hardened = self._add_services(server)
         tls = _tls(settings)
         bound = endpoints.bind(
             server, settings.listen, settings.socket_group, tls, settings.insecure_tcp
@@ -160,24 +166,30 @@ class Daemon:
         watchdog = self._loop.create_task(self._keep_alive())
         try:
             await self._stop.wait()
-            await self._drain(server)
+            await self._drain(server, hardened)
         finally:
             watchdog.cancel()
             await server.stop(0)
             endpoints.unlink(bound)
 
-    async def _drain(self, server: aio.Server) -> None:
+    async def _drain(self, server: aio.Server, hardened: HardenedServer) -> None:
         log.info("stopping: running calls get %d ms", self._settings.drain)
         self._notifier.notify("STOPPING=1")
         self._draining = True
         await self._set_serving(False)
-        self._pool.fail_waiters(faults.ShuttingDown("the daemon is stopping", retry_after_s=1.0))
-        stopping = asyncio.ensure_future(server.stop(self._settings.drain / 1000))
-        while not stopping.done() and self._draining:
-            await asyncio.wait({stopping}, timeout=0.1)
-        if not stopping.done():
-            await server.stop(0)
-        await stopping
+        self._gate.close()
+        self._pool.fail_waiters(shutting_down())
+        deadline_at = self._loop.time() + self._settings.drain / 1000
+        idle = asyncio.ensure_future(self._gate.wait_empty())
+        while not idle.done() and self._draining and self._loop.time() < deadline_at:
+            await asyncio.wait({idle}, timeout=0.1)
+        if not idle.done():
+            # Their processes go, and each one of them gets a typed answer.
+            self._executor.stopping = True
+            await self._pool.close()
+            await asyncio.wait({idle}, timeout=1.0)
+        idle.cancel()
+        await server.stop(0.5)
 
     async def _set_serving(self, serving: bool) -> None:
         state = health_pb2.HealthCheckResponse.SERVING
@@ -193,8 +205,9 @@ class Daemon:
             self._notifier.notify("WATCHDOG=1")
             await asyncio.sleep(interval_s)
 
-    def _add_services(self, server: aio.Server) -> None:
-        hardened: aio.Server = HardenedServer(server, self._stats)  # type: ignore[assignment]
+    def _add_services(self, server: aio.Server) -> HardenedServer:
+        wrapping = HardenedServer(server, self._stats, self._gate, _GATED)
+        hardened: aio.Server = wrapping  # type: ignore[assignment]
         sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(
             SandboxService(self._executor), hardened
         )
@@ -208,6 +221,7 @@ class Daemon:
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
             reflection.aio.ReflectionServicer(names), hardened
         )
+        return wrapping
 
     # --- the zygote ------------------------------------------------------------------------------
 
@@ -217,6 +231,10 @@ class Daemon:
         if os.geteuid() == 0:
             slots = 2 * settings.max_runners + settings.compilers + 8
             uids = range(settings.uid_base, settings.uid_base + slots)
+            if uids[-1] > MAX_UID:
+                raise StartError(
+                    f"--uid-base can be {MAX_UID + 1 - slots} at most: {slots} are taken"
+                )
         zygote = Zygote(uids, self._on_zygote_lost)
         try:
             await zygote.start(["--namespaces", settings.namespaces])
@@ -297,7 +315,8 @@ class Daemon:
                 p99_ns=latency.quantile(0.99),
                 max_ns=latency.max_ns,
             ),
-            runners=[describe_runner(runner, now) for runner in runners],
+            # Those not forked yet are counted, but have nothing to describe.
+            runners=[describe_runner(runner, now) for runner in runners if runner.child.pid],
             layers=[
                 admin_pb2.Layer(
                     name=layer.name, active=layer.active, detail=for_people(layer.detail, 256)
@@ -347,6 +366,7 @@ def _server_options(settings: Settings) -> list[tuple[str, int]]:
         # Answers are bounded by the output limit; this leaves room for what is beside it.
         ("grpc.max_send_message_length", settings.max_output + 16 * MIB),
         ("grpc.max_metadata_size", 16 * 1024),
+        ("grpc.absolute_max_metadata_size", 16 * 1024),
         # Per connection. Without it, a stream-reset flood costs a core (measured); a client with
         # more calls than this waits, or opens another connection.
         ("grpc.max_concurrent_streams", 256),
@@ -370,6 +390,10 @@ def _tls(settings: Settings) -> endpoints.Tls | None:
 
 
 def _policy(settings: Settings) -> LimitPolicy:
+    for name in ("wall_time", "cpu_time", "memory", "table_elements", "output"):
+        if getattr(settings, f"default_{name}") > getattr(settings, f"max_{name}"):
+            flag = name.replace("_", "-")
+            raise StartError(f"--default-{flag} is above --max-{flag}; raise or lower one of them")
     default = CallLimits(
         settings.default_wall_time,
         settings.default_cpu_time,

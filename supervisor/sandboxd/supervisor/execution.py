@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from sandboxd.supervisor import faults, requests
 from sandboxd.supervisor.artifacts import Artifact
 from sandboxd.supervisor.compilation import CompileService, wasm_memory_file
+from sandboxd.supervisor.gate import shutting_down
 from sandboxd.supervisor.keys import Key, digest_of
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
@@ -93,6 +94,8 @@ class Executor:
         self._abandoned: set[asyncio.Task[None]] = set()
         self._default_limits = policy.resolve(sandbox_pb2.Limits())
         self.engine_version = ""
+        # Set when the drain is over: processes die because the daemon stops.
+        self.stopping = False
 
     async def execute(
         self, tenant: str, request: sandbox_pb2.ExecuteRequest, grpc_remaining_s: float | None
@@ -169,7 +172,8 @@ class Executor:
         try:
             return await _until(
                 call.deadline_at,
-                self._compiles.artifact(call.key, open_wasm),
+                # A stored module will be needed again: once begun, it is compiled to the end.
+                self._compiles.artifact(call.key, open_wasm, keep=request.HasField("digest")),
             )
         except TimeoutError:
             raise _Stopped(sandbox_pb2.STAGE_COMPILE) from None
@@ -313,6 +317,8 @@ class Executor:
             self._tell_stop(call, response, watchdog, sandbox_pb2.STOP_METHOD_KILLED, ())
         elif death.breach:
             response.protocol_violation.message = for_people(death.breach)
+        elif self.stopping:
+            raise shutting_down()
         elif not exit_status.known:
             raise faults.ZygoteLost(
                 "the process was lost with the zygote, which is being replaced; retry",

@@ -61,9 +61,21 @@ def main(**arguments: Any) -> None:
 
 
 async def _run(chosen: settings.Settings) -> int:
-    from sandboxd.supervisor.daemon import Daemon, StartError
+    try:
+        from sandboxd.supervisor.daemon import Daemon, StartError
+    except ModuleNotFoundError as error:
+        click.echo(
+            f"sandboxd: {error.name} is missing: the daemon needs more than the client; install "
+            "sandboxd with its extra [server]",
+            err=True,
+        )
+        return EXIT_START_FAILED
 
-    daemon = Daemon(chosen)
+    try:
+        daemon = Daemon(chosen)
+    except StartError as error:
+        click.echo(f"sandboxd: {error}", err=True)
+        return EXIT_START_FAILED
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.request_stop)

@@ -93,6 +93,7 @@ class Pool:
         self.on_layers: Callable[[Iterable[control_pb2.IsolationLayer]], None] = _ignore
         self._loop = asyncio.get_running_loop()
         self._all: set[Runner] = set()
+        self._start_timers: dict[Runner, asyncio.TimerHandle] = {}
         self._alive = 0
         self._starting = 0
         self._spares: deque[Runner] = deque()
@@ -336,7 +337,14 @@ class Pool:
         self._alive += 1
         self._starting += 1
         self.started_total += 1
-        self._loop.call_later(START_TIMEOUT_S, self._check_started, runner)
+        self._start_timers[runner] = self._loop.call_later(
+            START_TIMEOUT_S, self._check_started, runner
+        )
+
+    def _started(self, runner: Runner) -> None:
+        """It is ready, or never will be."""
+        self._starting -= 1
+        self._start_timers.pop(runner).cancel()
 
     def _check_started(self, runner: Runner) -> None:
         if runner.state is State.STARTING:
@@ -344,7 +352,7 @@ class Pool:
             runner.kill()
 
     def _on_ready(self, runner: Runner) -> None:
-        self._starting -= 1
+        self._started(runner)
         self._proved("")
         self._place_spare(runner)
 
@@ -358,7 +366,7 @@ class Pool:
     def _on_kill(self, runner: Runner, previous: State) -> None:
         self._alive -= 1
         if previous is State.STARTING:
-            self._starting -= 1
+            self._started(runner)
             self._pause()
         elif previous in (State.SPARE, State.IDLE):
             self._unlist(runner)

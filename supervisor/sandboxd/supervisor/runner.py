@@ -246,7 +246,7 @@ class Runner:
     def _on_hangup(self) -> None:
         if self._state in (State.STARTING, State.SPARE, State.IDLE):
             self.kill()
-        elif not self.child.gone.done():
+        elif self._state not in (State.DYING, State.DEAD) and not self.child.gone.done():
             # A process that ends closes its socket a moment before it is gone. One that lives on
             # has hung up on us.
             self._loop.call_later(_HANGUP_PATIENCE_S, self._check_gone)

@@ -7,9 +7,12 @@ with details; anything else is a bug, is logged with its traceback, and is the o
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import grpc
@@ -17,25 +20,42 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 
 from sandboxd.supervisor import faults
+from sandboxd.supervisor.gate import Gate
 from sandboxd.supervisor.stats import Stats
 
 log = logging.getLogger(__name__)
 
 # What an OSError says when the daemon, not the request, is at its limits.
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-# Streams of answers (health watches) that may be open at once: they live as long as clients like.
+# Streams of answers (health watches, reflection) that may be open at once: they live as long as
+# clients like.
 MAX_STREAMS = 64
+_OPEN: AbstractContextManager[None] = nullcontext()
 _MALFORMED = object()
 _BAD_BYTES = "the bytes are not a protobuf message of this method's request type"
 
 
 class HardenedServer:
-    """Stands in for an `aio.Server` while services are added, and wraps their methods."""
+    """Stands in for an `aio.Server` while services are added, and wraps their methods.
 
-    def __init__(self, server: aio.Server, stats: Stats) -> None:
+    Methods of the services in `gated` are counted by the gate, and refused once it is closed.
+    """
+
+    def __init__(self, server: aio.Server, stats: Stats, gate: Gate, gated: Container[str]) -> None:
         self._server = server
+        self._gate = gate
+        self._gated = gated
         self._stats = stats
-        self._streams = 0
+        self._streams: set[asyncio.Task[Any]] = set()
+        self._ended = False
+        self.calls = 0
+        """Calls in progress, streams of answers aside."""
+
+    def end_streams(self) -> None:
+        """End the streams of answers. They live as long as clients like: nobody waits for them."""
+        self._ended = True
+        for task in self._streams:
+            task.cancel()
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """Ignored: generated code registers the same methods by name right after."""
@@ -44,20 +64,23 @@ class HardenedServer:
         self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
     ) -> None:
         """Register a service's methods, each one wrapped."""
-        wrapped = {name: self._wrap(handler) for name, handler in handlers.items()}
+        gate = self._gate if service in self._gated else _OPEN
+        wrapped = {name: self._wrap(handler, gate) for name, handler in handlers.items()}
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(service, wrapped),)
         )
         self._server.add_registered_method_handlers(service, wrapped)
 
-    def _wrap(self, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    def _wrap(
+        self, handler: grpc.RpcMethodHandler[Any, Any], gate: AbstractContextManager[None]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
         decode = _tolerant(handler.request_deserializer)
         encode = handler.response_serializer
         if handler.unary_unary is not None:
-            behaviour = self._unary(handler.unary_unary)
+            behaviour = self._unary(handler.unary_unary, gate)
             return grpc.unary_unary_rpc_method_handler(behaviour, decode, encode)
         if handler.stream_unary is not None:
-            streamed = self._stream_in(handler.stream_unary)
+            streamed = self._stream_in(handler.stream_unary, gate)
             return grpc.stream_unary_rpc_method_handler(streamed, decode, encode)
         if handler.unary_stream is not None:
             streaming = self._stream_out(handler.unary_stream)
@@ -65,23 +88,35 @@ class HardenedServer:
         both = self._stream_both(handler.stream_stream)
         return grpc.stream_stream_rpc_method_handler(both, decode, encode)
 
-    def _unary(self, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def _unary(
+        self, method: Callable[..., Awaitable[Any]], gate: AbstractContextManager[None]
+    ) -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+            self.calls += 1
             try:
                 if request is _MALFORMED:
                     raise faults.MalformedMessage(_BAD_BYTES)
-                return await method(request, context)
+                with gate:
+                    return await method(request, context)
             except Exception as error:  # noqa: BLE001 - the last line before the transport
                 await self._refuse(context, error)
+            finally:
+                self.calls -= 1
 
         return call
 
-    def _stream_in(self, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def _stream_in(
+        self, method: Callable[..., Awaitable[Any]], gate: AbstractContextManager[None]
+    ) -> Callable[..., Awaitable[Any]]:
         async def call(requests: AsyncIterator[Any], context: aio.ServicerContext[Any, Any]) -> Any:
+            self.calls += 1
             try:
-                return await method(_checked(requests), context)
+                with gate:
+                    return await method(_checked(requests), context)
             except Exception as error:  # noqa: BLE001 - the last line before the transport
                 await self._refuse(context, error)
+            finally:
+                self.calls -= 1
 
         return call
 
@@ -91,21 +126,28 @@ class HardenedServer:
             try:
                 if request is _MALFORMED:
                     raise faults.MalformedMessage(_BAD_BYTES)
-                await self._with_stream(method(request, context))
+                with self._stream():
+                    await method(request, context)
             except Exception as error:  # noqa: BLE001 - the last line before the transport
                 await self._refuse(context, error)
 
         return call
 
-    async def _with_stream(self, work: Coroutine[Any, Any, Any]) -> None:
-        if self._streams >= MAX_STREAMS:
-            work.close()
+    @contextlib.contextmanager
+    def _stream(self) -> Iterator[None]:
+        if len(self._streams) >= MAX_STREAMS:
             raise faults.Overloaded(f"{MAX_STREAMS} streams are open already", retry_after_s=1.0)
-        self._streams += 1
+        task = asyncio.current_task()
+        assert task is not None, "handlers run in tasks"
+        self._streams.add(task)
         try:
-            await work
+            yield
+        except asyncio.CancelledError:
+            if not self._ended:
+                raise
+            raise faults.ShuttingDown("the daemon is stopping", retry_after_s=1.0) from None
         finally:
-            self._streams -= 1
+            self._streams.discard(task)
 
     def _stream_both(self, method: Callable[..., Any] | None) -> Callable[..., AsyncIterator[Any]]:
         assert method is not None, "one of the four kinds of a method is set"
@@ -114,8 +156,9 @@ class HardenedServer:
             requests: AsyncIterator[Any], context: aio.ServicerContext[Any, Any]
         ) -> AsyncIterator[Any]:
             try:
-                async for response in method(_checked(requests), context):
-                    yield response
+                with self._stream():
+                    async for response in method(_checked(requests), context):
+                        yield response
             except Exception as error:  # noqa: BLE001 - the last line before the transport
                 await self._refuse(context, error)
 
