@@ -143,6 +143,8 @@ def test_a_stopped_process_is_killed_at_its_deadline(
 ) -> None:
     pending = caller.sandbox.Execute.future(typed(sink, "spin", wall_time_ms=2000), timeout=60)
     pid = busy_pid(daemon, sink)
+    # By then it has written its line and loops.
+    eventually(lambda: sum(psutil.Process(pid).cpu_times()[:2]) > 0.2, "it loops")
     os.kill(pid, signal.SIGSTOP)
     response = pending.result()
     assert response.deadline_exceeded.stop.method == KILLED, response

@@ -65,8 +65,12 @@ def busy_pids(started: Any, sink_wasm: bytes) -> Iterator[list[int]]:
             )
             for _ in range(2)
         ]
-        status = started.wait_status(lambda status: status.pool.busy == 2)
-        yield [one.pid for one in status.runners if one.state == admin_pb2.RUNNER_STATE_BUSY]
+
+        def busy(status: admin_pb2.GetStatusResponse) -> list[int]:
+            # Not those that are still binding.
+            return [one.pid for one in status.runners if one.state == admin_pb2.RUNNER_STATE_BUSY]
+
+        yield busy(started.wait_status(lambda status: len(busy(status)) == 2))
         for call in pending:
             call.cancel()
 

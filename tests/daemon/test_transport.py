@@ -28,6 +28,7 @@ from tests.daemon.calls import (
     typed,
 )
 
+from sandboxd.supervisor.services.hardening import MAX_STREAMS
 from sandboxd.v1 import admin_pb2
 
 OURS = ["sandboxd.v1.AdminService", "sandboxd.v1.ModuleService", "sandboxd.v1.SandboxService"]
@@ -154,6 +155,22 @@ def test_reflection_lists_the_services_and_describes_them(caller: Caller) -> Non
     names = {service.name for service in listed.list_services_response.service}
     assert names == {*OURS, *STANDARD}
     assert described.file_descriptor_response.file_descriptor_proto
+
+
+def test_open_streams_are_bounded_and_cost_the_calls_nothing(
+    start_daemon: Any, sink_wasm: bytes
+) -> None:
+    with start_daemon() as daemon, calling(daemon) as caller:
+        stub: Any = health_pb2_grpc.HealthStub(caller.channel)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(MAX_STREAMS)]
+        assert [next(watch).status for watch in watches] == [SERVING] * MAX_STREAMS
+        found = refused(next, stub.Watch(health_pb2.HealthCheckRequest()))
+        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        assert found.retry_after_ms
+        sum_of = caller.execute(typed(sink_wasm, "add", i32(1), i32(2))).completed.results[0].i32
+        assert sum_of == 3
+        watches.pop().cancel()
+        eventually(lambda: next(stub.Watch(health_pb2.HealthCheckRequest())).status == SERVING)
 
 
 # --- the socket -----------------------------------------------------------------------------------

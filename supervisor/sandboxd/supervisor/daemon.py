@@ -152,7 +152,7 @@ class Daemon:
             # Beyond this, calls are refused by the transport before they cost anything here.
             maximum_concurrent_rpcs=settings.queue_capacity + settings.max_runners + 4096,
         )
-        hardened = self._add_services(server)
+        self._add_services(server)
         tls = _tls(settings)
         bound = endpoints.bind(
             server, settings.listen, settings.socket_group, tls, settings.insecure_tcp
@@ -166,13 +166,13 @@ class Daemon:
         watchdog = self._loop.create_task(self._keep_alive())
         try:
             await self._stop.wait()
-            await self._drain(server, hardened)
+            await self._drain(server)
         finally:
             watchdog.cancel()
             await server.stop(0)
             endpoints.unlink(bound)
 
-    async def _drain(self, server: aio.Server, hardened: HardenedServer) -> None:
+    async def _drain(self, server: aio.Server) -> None:
         log.info("stopping: running calls get %d ms", self._settings.drain)
         self._notifier.notify("STOPPING=1")
         self._draining = True
@@ -205,9 +205,10 @@ class Daemon:
             self._notifier.notify("WATCHDOG=1")
             await asyncio.sleep(interval_s)
 
-    def _add_services(self, server: aio.Server) -> HardenedServer:
-        wrapping = HardenedServer(server, self._stats, self._gate, _GATED)
-        hardened: aio.Server = wrapping  # type: ignore[assignment]
+    def _add_services(self, server: aio.Server) -> None:
+        hardened: aio.Server = HardenedServer(  # type: ignore[assignment]
+            server, self._stats, self._gate, _GATED
+        )
         sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(
             SandboxService(self._executor), hardened
         )
@@ -221,7 +222,6 @@ class Daemon:
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
             reflection.aio.ReflectionServicer(names), hardened
         )
-        return wrapping
 
     # --- the zygote ------------------------------------------------------------------------------
 

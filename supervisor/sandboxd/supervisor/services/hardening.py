@@ -7,7 +7,6 @@ with details; anything else is a bug, is logged with its traceback, and is the o
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import logging
@@ -46,16 +45,7 @@ class HardenedServer:
         self._gate = gate
         self._gated = gated
         self._stats = stats
-        self._streams: set[asyncio.Task[Any]] = set()
-        self._ended = False
-        self.calls = 0
-        """Calls in progress, streams of answers aside."""
-
-    def end_streams(self) -> None:
-        """End the streams of answers. They live as long as clients like: nobody waits for them."""
-        self._ended = True
-        for task in self._streams:
-            task.cancel()
+        self._streams = 0
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """Ignored: generated code registers the same methods by name right after."""
@@ -92,7 +82,6 @@ class HardenedServer:
         self, method: Callable[..., Awaitable[Any]], gate: AbstractContextManager[None]
     ) -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
-            self.calls += 1
             try:
                 if request is _MALFORMED:
                     raise faults.MalformedMessage(_BAD_BYTES)
@@ -100,8 +89,6 @@ class HardenedServer:
                     return await method(request, context)
             except Exception as error:  # noqa: BLE001 - the last line before the transport
                 await self._refuse(context, error)
-            finally:
-                self.calls -= 1
 
         return call
 
@@ -109,14 +96,11 @@ class HardenedServer:
         self, method: Callable[..., Awaitable[Any]], gate: AbstractContextManager[None]
     ) -> Callable[..., Awaitable[Any]]:
         async def call(requests: AsyncIterator[Any], context: aio.ServicerContext[Any, Any]) -> Any:
-            self.calls += 1
             try:
                 with gate:
                     return await method(_checked(requests), context)
             except Exception as error:  # noqa: BLE001 - the last line before the transport
                 await self._refuse(context, error)
-            finally:
-                self.calls -= 1
 
         return call
 
@@ -135,19 +119,13 @@ class HardenedServer:
 
     @contextlib.contextmanager
     def _stream(self) -> Iterator[None]:
-        if len(self._streams) >= MAX_STREAMS:
+        if self._streams >= MAX_STREAMS:
             raise faults.Overloaded(f"{MAX_STREAMS} streams are open already", retry_after_s=1.0)
-        task = asyncio.current_task()
-        assert task is not None, "handlers run in tasks"
-        self._streams.add(task)
+        self._streams += 1
         try:
             yield
-        except asyncio.CancelledError:
-            if not self._ended:
-                raise
-            raise faults.ShuttingDown("the daemon is stopping", retry_after_s=1.0) from None
         finally:
-            self._streams.discard(task)
+            self._streams -= 1
 
     def _stream_both(self, method: Callable[..., Any] | None) -> Callable[..., AsyncIterator[Any]]:
         assert method is not None, "one of the four kinds of a method is set"
