@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 
 import grpc
@@ -32,10 +32,14 @@ STOP_TIMEOUT_S = 30.0
 
 @dataclasses.dataclass
 class DaemonProcess:
-    """A running daemon with a directory, a socket and a log of its own."""
+    """A running daemon with a directory, a socket and a log of its own.
+
+    `user` is the user and group id to run it as; None for those of the tests.
+    """
 
     directory: Path
     arguments: tuple[str, ...]
+    user: int | None = None
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -72,6 +76,9 @@ class DaemonProcess:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                user=self.user,
+                group=self.user,
+                extra_groups=None if self.user is None else [],
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while f"listens on unix://{self.socket}" not in self.log.rpartition("starting run")[2]:
@@ -142,6 +149,27 @@ class DaemonProcess:
         return response.module.digest
 
 
+def wait_gone(processes: Iterable[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Wait until these processes are gone and return those that are not.
+
+    A zombie counts as gone: whoever adopted it reaps it when it likes. (psutil.wait_procs looks at
+    one process at a time, which takes seconds for many.)
+    """
+    deadline = time.monotonic() + timeout_s
+    while (left := [process for process in processes if is_alive(process)]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.01)
+    return left
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """True if this very process still runs, not another one of the same id."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def descriptors(pid: int) -> int:
     """Number of open descriptors of a process."""
     return len(os.listdir(f"/proc/{pid}/fd"))
@@ -152,10 +180,12 @@ def start_daemon() -> Iterator[Callable[..., contextlib.AbstractContextManager[D
     """Start a daemon with these arguments; it must end clean, leaving no process behind."""
 
     @contextlib.contextmanager
-    def start(*arguments: str) -> Iterator[DaemonProcess]:
+    def start(*arguments: str, user: int | None = None) -> Iterator[DaemonProcess]:
         # Short, because a socket's path is limited; not pytest's, which is long.
         with tempfile.TemporaryDirectory(prefix="sbx-") as directory:
-            daemon = DaemonProcess(Path(directory), arguments)
+            if user is not None:
+                os.chown(directory, user, user)
+            daemon = DaemonProcess(Path(directory), arguments, user)
             daemon.start()
             below = daemon.descendants()
             try:
@@ -163,7 +193,7 @@ def start_daemon() -> Iterator[Callable[..., contextlib.AbstractContextManager[D
             finally:
                 below += daemon.descendants()
                 status = daemon.stop()
-                _, alive = psutil.wait_procs(below, timeout=5)
+                alive = wait_gone(below, timeout_s=5)
                 for process in alive:
                     process.kill()
             assert status in (0, -signal.SIGKILL), daemon.log
@@ -184,7 +214,9 @@ def daemon(
 
 
 @pytest.fixture
-async def sandbox(daemon: DaemonProcess) -> sandbox_pb2_grpc.SandboxServiceAsyncStub:
+async def sandbox(
+    daemon: DaemonProcess,
+) -> AsyncIterator[sandbox_pb2_grpc.SandboxServiceAsyncStub]:
     """An asynchronous stub of the module's daemon."""
     async with daemon.aio_channel() as channel:
         yield sandbox_pb2_grpc.SandboxServiceStub(channel)

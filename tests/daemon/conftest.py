@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from tests.daemon.calls import Caller, calling
 
 SINK = """
 (module
@@ -33,7 +35,7 @@ SINK = """
     (call $say)
     (i64.store (i32.const 24) (i64.mul (local.get 0) (i64.const 1000000)))
     (i32.store (i32.const 16) (i32.const 1))
-    (drop (call $poll (i32.const 0) (i32.const 500) (i32.const 1) (i32.const 600))))
+    (drop (call $poll (i32.const 0) (i32.const 512) (i32.const 1) (i32.const 600))))
   (func (export "flood")
     (loop $again
       (drop (call $fd_write (i32.const 1) (i32.const 300) (i32.const 1) (i32.const 120)))
@@ -66,6 +68,48 @@ def sink_wasm(wat: Callable[[str], bytes]) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def sink(daemon: object, sink_wasm: bytes) -> str:
+def sink(daemon: Any, sink_wasm: bytes) -> str:
     """The digest of that module, pushed to the module's daemon."""
-    return daemon.push(sink_wasm)  # type: ignore[attr-defined,no-any-return]
+    return str(daemon.push(sink_wasm))
+
+
+@pytest.fixture(scope="module")
+def caller(daemon: Any) -> Iterator[Caller]:
+    """Blocking calls of the module's daemon."""
+    with calling(daemon) as connected:
+        yield connected
+
+
+def _leb128(number: int) -> bytes:
+    encoded = b""
+    while number > 0x7F:
+        encoded += bytes([number & 0x7F | 0x80])
+        number >>= 7
+    return encoded + bytes([number])
+
+
+def _section(kind: int, body: bytes) -> bytes:
+    return bytes([kind]) + _leb128(len(body)) + body
+
+
+@pytest.fixture(scope="session")
+def many_functions() -> Callable[[int], bytes]:
+    """Make a module of so many tiny functions: compiling takes about 25 us and 1 KB for each."""
+
+    def make(count: int) -> bytes:
+        function = b"\x04\0\x20\0\x0b"  # its size, no locals, local.get 0, end
+        return (
+            b"\0asm\x01\0\0\0"
+            + _section(1, b"\x01\x60\x01\x7f\x01\x7f")  # one type: (i32) -> i32
+            + _section(3, _leb128(count) + b"\0" * count)
+            + _section(7, b"\x01\x01f\0\0")  # the first one is exported as f
+            + _section(10, _leb128(count) + function * count)
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def slow_wasm(many_functions: Callable[[int], bytes]) -> bytes:
+    """A module that compiles for some seconds, and is not too large for one message."""
+    return many_functions(300_000)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter
 from typing import Any
 
-import grpc
 import psutil
 
 from sandboxd.v1 import call_pb2, sandbox_pb2, sandbox_pb2_grpc
@@ -55,7 +55,8 @@ async def test_every_answer_of_200_parallel_mixed_calls_is_typed_and_right(
     start_daemon: Any, sink_wasm: bytes
 ) -> None:
     # Twice the hanging calls fit at once, so that a queued one still gets its turn in time.
-    with start_daemon("--max-runners", "64") as daemon:
+    # And so many loops share two processors that a guest may need some time to hear of its end.
+    with start_daemon("--max-runners", "64", "--grace", "2s") as daemon:
         digest = daemon.push(sink_wasm)
         before = daemon.wait_status(lambda status: status.pool.spare == 4)
         open_before = psutil.Process(daemon.pid).num_fds()
@@ -63,12 +64,12 @@ async def test_every_answer_of_200_parallel_mixed_calls_is_typed_and_right(
         async with daemon.aio_channel() as channel:
             stub = sandbox_pb2_grpc.SandboxServiceStub(channel)
             started_at = time.monotonic()
-            answers = await asyncio.gather(
+            answers: list[Any] = await asyncio.gather(
                 *(stub.Execute(request, timeout=60) for _, request in requests),
                 return_exceptions=True,
             )
         elapsed_s = time.monotonic() - started_at
-        faults = [answer for answer in answers if isinstance(answer, grpc.RpcError)]
+        faults = [answer for answer in answers if isinstance(answer, BaseException)]
         assert not faults, faults[:3]
         # Fifty guests are due at about the same moment: on two cores an interrupt may take longer
         # than the grace, and then the kill is the right answer.
@@ -79,11 +80,11 @@ async def test_every_answer_of_200_parallel_mixed_calls_is_typed_and_right(
             if kind_of(answer) not in also_right.get(wanted, {wanted})
         ]
         assert not wrong, (wrong, elapsed_s)
-        for (wanted, request), answer in zip(requests, answers, strict=True):
+        for (wanted, _), answer in zip(requests, answers, strict=True):
             if wanted in ("interrupted", "killed", "trapped", "exited"):
                 assert answer.stdout == b"before\n", (wanted, answer)
             if wanted == "limit_exceeded":
-                assert len(answer.stdout) == request.limits.output_bytes or 1024 * 1024
+                assert len(answer.stdout) == 1024 * 1024
 
         after = daemon.wait_status(
             lambda status: status.pool.busy == 0 and status.pool.dying == 0
@@ -100,4 +101,8 @@ async def test_every_answer_of_200_parallel_mixed_calls_is_typed_and_right(
         assert len(living) - 3 == len(after.runners)
         per_runner = 5  # socket, pidfd, status file, interrupt pipe, outbox
         extra = len(after.runners) - len(before.runners)
-        assert psutil.Process(daemon.pid).num_fds() <= open_before + per_runner * extra + 4
+        kinds_open = Counter(
+            os.readlink(f"/proc/{daemon.pid}/fd/{fd}").split(":")[0]
+            for fd in os.listdir(f"/proc/{daemon.pid}/fd")
+        )
+        assert kinds_open.total() <= open_before + per_runner * extra + 4, kinds_open

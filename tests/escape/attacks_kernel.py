@@ -59,6 +59,12 @@ def _userfaultfd(_field: Field) -> None:
     native.call("userfaultfd", 0)
 
 
+@attack("set up io_uring", "S:SIGSYS U+R:ENOMEM", "R:ENOMEM|works S:SIGSYS")
+def _io_uring(_field: Field) -> None:
+    parameters = ctypes.create_string_buffer(120)
+    native.call("io_uring_setup", 2, ctypes.addressof(parameters))
+
+
 @attack(
     "read a private file through io_uring",
     # Its rings are locked memory, of which root may have any amount.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import errno
 import os
@@ -171,3 +172,9 @@ def _vsock(_field: Field) -> None:
 def _alg(_field: Field) -> None:
     with socket.socket(_AF_ALG, socket.SOCK_SEQPACKET) as cipher:
         cipher.bind(("hash", "sha256"))
+
+
+@attack("pass a descriptor to the supervisor", "S:SIGSYS")
+def _pass_descriptor(field: Field) -> None:
+    rights = array.array("i", [field.channel.fileno()])
+    field.channel.sendmsg([b" "], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])

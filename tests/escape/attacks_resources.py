@@ -15,11 +15,13 @@ from tests.escape.field import SIGURG, Field, attack
 from tests.escape.native import MAP_ANONYMOUS, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED
 
 _MUCH: Final = 512 << 20
+#: What an attacker's cgroup has is RLIMIT_DATA, RLIMIT_FSIZE and some slack: 336 MiB.
+_MORE_THAN_A_CGROUP: Final = 384 << 20
 _CHUNK: Final = 8 << 20
 _READ, _READ_WRITE = 1, 3
 _MANY_DESCRIPTORS: Final = 400
 _MANY_SIGNALS: Final = 200
-_IPC_CREAT: Final = 0o1000
+_IPC_CREAT, _IPC_RMID = 0o1000, 0
 
 
 def _many_tasks(field: Field) -> int:
@@ -35,6 +37,14 @@ def _private(_field: Field) -> None:
 @attack("512 MiB of shared memory", "S:SIGSYS C:SIGKILL|SIGBUS|ENOMEM")
 def _shared(_field: Field) -> None:
     native.mmap(_MUCH, _READ_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE)
+
+
+@attack("512 MiB of System V shared memory", "S:SIGSYS C:SIGKILL|SIGBUS")
+def _shmget(_field: Field) -> None:
+    segment = native.call("shmget", 0, _MUCH, _IPC_CREAT | 0o600)
+    address = native.call("shmat", segment, 0, 0)
+    native.call("shmctl", segment, _IPC_RMID, 0)  # it goes when this process does
+    ctypes.memset(address, 1, _MUCH)
 
 
 def _fill(fd: int, size: int) -> None:
@@ -144,20 +154,20 @@ def _rlimit(_field: Field) -> Iterator[None]:
     native.call("prlimit64", 0, resource.RLIMIT_CORE, ctypes.addressof(new), 0)
 
 
-@attack("512 MiB in many mapped memory files", "C:SIGKILL", only_cgroup=True)
+@attack("384 MiB in many mapped memory files", "C:SIGKILL", only_cgroup=True)
 def _mapped_memfds(_field: Field) -> None:
     # Each within RLIMIT_FSIZE, none in RLIMIT_DATA, and closed, but kept by a mapping.
-    for _ in range(_MUCH // _CHUNK):
+    for _ in range(_MORE_THAN_A_CGROUP // _CHUNK):
         fd = os.memfd_create("part", 0)
         _fill(fd, _CHUNK)
         native.mmap(_CHUNK, _READ, MAP_PRIVATE, fd)
         os.close(fd)
 
 
-@attack("512 MiB of page tables", "C:SIGKILL", only_cgroup=True)
+@attack("384 MiB of page tables", "C:SIGKILL", only_cgroup=True)
 def _page_tables(_field: Field) -> None:
     # Reading maps the page of zeros, which no limit counts, in a table page, which none counts
     # either: one byte in every 2 MiB.
-    spread, tables = 2 << 20, _MUCH // native.PAGE
+    spread, tables = 2 << 20, _MORE_THAN_A_CGROUP // native.PAGE
     start = native.mmap(tables * spread, _READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
     memoryview((ctypes.c_char * (tables * spread)).from_address(start))[::spread].tobytes()

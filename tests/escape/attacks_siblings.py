@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import socket
+import time
 from typing import Final
 
 from tests.escape import native
@@ -125,3 +126,9 @@ def _maps(field: Field) -> None:
 def _abstract(field: Field) -> None:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(sibling_address(field.sibling))
+
+
+@attack("read a sibling's processor clock", "S:EINVAL", sibling=True)
+def _clock(field: Field) -> None:
+    # The id of another process's clock, MAKE_PROCESS_CPUCLOCK of the kernel.
+    time.clock_gettime((~field.sibling << 3) | 2)

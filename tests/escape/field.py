@@ -86,6 +86,8 @@ class Field:
     code_pages: tuple[tuple[int, int], ...]
     #: Processes and threads that RLIMIT_NPROC leaves to the attacker's user id.
     processes: int
+    #: The attacker's own end of a socket to the zygote, as a runner has one to the supervisor.
+    channel: socket.socket
 
 
 Strike = Callable[[Field], Iterator[None] | None]

@@ -167,11 +167,11 @@ class Nest:
         pid = os.fork()
         if pid == 0:
             with _ending():
-                self._attack(attack, column, sibling, cgroup, theirs.fileno())
+                self._attack(attack, column, sibling, cgroup, theirs)
         theirs.close()
         _, status = os.waitpid(pid, 0)
         try:
-            word = ours.recv(4096, socket.MSG_DONTWAIT).decode()
+            word = ours.recv(4096, socket.MSG_DONTWAIT).decode().strip()
         except BlockingIOError:
             word = ""
         finally:
@@ -181,14 +181,19 @@ class Nest:
         return os.waitstatus_to_exitcode(status), word
 
     def _attack(
-        self, attack: Attack, column: str, sibling: int, cgroup: slots.Slot | str, writing: int
+        self,
+        attack: Attack,
+        column: str,
+        sibling: int,
+        cgroup: slots.Slot | str,
+        theirs: socket.socket,
     ) -> None:
         if os.getpid() == self._bait.pid:
             # In a PID namespace numbers come round: this one would meet itself.
             os._exit(_TRY_AGAIN)
         signal.alarm(_LIMIT_S)
-        place = Field(self._bait, sibling, self._inherited, self._pages, self._processes)
-        policy = self._policy(frozenset({writing}), _SLOT_OF_ATTACKER, cgroup)
+        place = Field(self._bait, sibling, self._inherited, self._pages, self._processes, theirs)
+        policy = self._policy(frozenset({theirs.fileno()}), _SLOT_OF_ATTACKER, cgroup)
         try:
             attack.run(place, lambda: walls.put_up(column, policy))
             word = WORKS
@@ -200,7 +205,7 @@ class Nest:
             word = f"void: {error}"
         except IsolationError as error:
             word = f"{BROKEN}{error}"
-        os.write(writing, word.encode())
+        os.write(theirs.fileno(), word.encode())
         os._exit(0)
 
 

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Final
 
 from tests.escape.field import CATALOGUE
-from tests.escape.matrix import Matrix, share_with_two_walls, too_old
+from tests.escape.matrix import Matrix, judged, share_with_two_walls
 from tests.escape.nest import WORKS
 from tests.escape.walls import ALL, NONE, SINGLE
 
@@ -69,20 +69,23 @@ def _kernel() -> str:
 
 def _totals(matrices: list[Matrix]) -> str:
     lines = [
-        "| | attacks that work without a wall | through all walls | stopped by two single walls or "
-        "more | void here |",
-        "|---|---|---|---|---|",
+        "| | work without a wall | through all walls | stopped by two single walls or more | "
+        "the same, where every wall that ought to is here | void here |",
+        "|---|---|---|---|---|---|",
     ]
     for matrix in matrices:
-        valid, open_ = matrix.valid(), matrix.open_without_cgroup()
-        counted = len(valid) - len(open_)
-        through = sum(row.get(ALL) == WORKS for row in valid.values())
-        two = round(share_with_two_walls(matrix) * counted)
+        valid, counted = list(matrix.valid()), judged(matrix)
+        through = sum(row.get(ALL) == WORKS for row in matrix.valid().values())
         lines.append(
-            f"| {matrix.identity} | {len(valid)} | {through} | "
-            f"{two} of {counted}, {two / counted:.1%} | {len(matrix.void())} |"
+            f"| {matrix.identity} | {len(valid)} | {through} | {_share(matrix, valid)} | "
+            f"{_share(matrix, counted)} | {len(matrix.void())} |"
         )
-    return "\n".join(lines) + "\n" + (f"\n{too_old()}.\n" if too_old() else "")
+    return "\n".join(lines) + "\n"
+
+
+def _share(matrix: Matrix, names: list[str]) -> str:
+    share = share_with_two_walls(matrix, names)
+    return f"{round(share * len(names))} of {len(names)}, {share:.1%}"
 
 
 def _section(matrix: Matrix) -> str:
@@ -105,8 +108,7 @@ def _cgroups(matrix: Matrix) -> str:
     why = re.sub(r"/\S+", "the daemon's", matrix.no_cgroups)
     return (
         f"Cgroups {has} here ({why}). Nothing else stops {' and '.join(names)}: without a memory "
-        "cgroup the memory of a runner has no total bound. These rows are open here, and are not "
-        "counted among those that two walls stop.\n"
+        "cgroup the memory of a runner has no total bound. These rows are open here.\n"
     )
 
 

@@ -188,9 +188,7 @@ GOING = [
 
 
 def _busy_pids(status: admin_pb2.GetStatusResponse) -> list[int]:
-    return [
-        runner.pid for runner in status.runners if runner.state == admin_pb2.RUNNER_STATE_BUSY
-    ]
+    return [runner.pid for runner in status.runners if runner.state == admin_pb2.RUNNER_STATE_BUSY]
 
 
 def signalled(number: signal.Signals) -> Act:

@@ -132,7 +132,7 @@ CABINET = f"""
   (func (export "number") (param i32) (result i32) (local.get 0)))
 """
 
-SPIN_AT_START = "(module (func $s (loop $on (br $on))) (start $s) (func (export \"f\")))"
+SPIN_AT_START = '(module (func $s (loop $on (br $on))) (start $s) (func (export "f")))'
 EXIT_AT_START = f"""(module (import {WASI} "proc_exit" (func $exit (param i32)))
   (memory (export "memory") 1) (func $s (call $exit (i32.const 9))) (start $s)
   (func (export "f")))"""

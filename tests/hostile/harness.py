@@ -100,12 +100,14 @@ class Bench:
     async def quiet(self) -> admin_pb2.GetStatusResponse:
         """Wait until nothing runs, starts or dies."""
         return await self.until(
-            lambda status: not (
-                status.pool.busy
-                or status.pool.dying
-                or status.pool.starting
-                or status.queue.depth
-                or status.compiling
+            lambda status: (
+                not (
+                    status.pool.busy
+                    or status.pool.dying
+                    or status.pool.starting
+                    or status.queue.depth
+                    or status.compiling
+                )
             )
         )
 

@@ -101,8 +101,6 @@ CLAIMS = [
 ]  # fmt: skip
 
 
-
-
 # Whether the engine's own limit or the daemon's is found first is nobody's business.
 REFUSED = f"{TOO_COMPLEX} or {INVALID}"
 

@@ -158,8 +158,6 @@ def fuzz(directory: Path, scripts: st.SearchStrategy[list[str]], check: Check) -
         loop.close()
 
 
-
-
 async def _runner_is_judged(stage: Stage, script: str) -> None:
     started_at = time.monotonic()
     said = await stage.call(script)

@@ -28,7 +28,7 @@ DEFAULT_LIMITS = {"memory_bytes": 16 * MIB, "table_elements": 10_000, "output_by
 
 def read_outbox(fd: int) -> tuple[bytes, bytes, call_pb2.Logs]:
     """Read an outbox as the supervisor does."""
-    capacity = (os.fstat(fd).st_size - REGIONS_OFFSET_BYTES) // 3
+    capacity = (os.fstat(fd).st_size - REGIONS_OFFSET_BYTES) // 4
     lengths = struct.unpack("<3Q", os.pread(fd, 24, 0))
     stdout, stderr, log = (
         os.pread(fd, length, REGIONS_OFFSET_BYTES + i * capacity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import resource
 import signal
@@ -22,6 +23,7 @@ def attempt(engines: Engines, wasm: bytes, data_bytes: int) -> str:
     pid = os.fork()
     if pid == 0:
         try:
+            faulthandler.disable()
             os.close(2)  # the engine's last words
             fd = os.memfd_create("artifact")
             resource.setrlimit(resource.RLIMIT_DATA, (data_bytes, data_bytes))

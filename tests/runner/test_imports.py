@@ -150,7 +150,7 @@ def test_each_entry_counts_sixteen_bytes_and_its_message(log_bytes: Bound) -> No
 
 
 def test_an_outbox_smaller_than_the_limit_ends_the_guest_too(bind: Bind) -> None:
-    module = bind(LOG_BYTES, outbox_bytes=4096 + 3 * 1000)
+    module = bind(LOG_BYTES, outbox_bytes=4096 + 4 * 1000)
     result = module.typed("flood", ("i32", 92))
     assert result.limit_exceeded.kind == OUTPUT
     assert len(module.logs) == 10

@@ -17,7 +17,7 @@ CAPACITY = 1000
 @pytest.fixture
 def fd() -> Iterator[int]:
     number = os.memfd_create("outbox")
-    os.ftruncate(number, REGIONS_OFFSET_BYTES + 3 * CAPACITY)
+    os.ftruncate(number, REGIONS_OFFSET_BYTES + 4 * CAPACITY)
     yield number
     os.close(number)
 
@@ -64,7 +64,7 @@ def test_reset_empties_every_region(fd: int, outbox: Outbox) -> None:
     outbox.append_stderr(b"b")
     outbox.append_log(call_pb2.LogEntry(message=b"c").SerializeToString())
     outbox.reset()
-    assert struct.unpack("<3Q", os.pread(fd, 24, 0)) == (0, 0, 0)
+    assert struct.unpack("<4Q", os.pread(fd, 32, 0)) == (0, 0, 0, 0)
     outbox.append_stdout(b"d")
     assert read_outbox(fd)[0] == b"d"
 

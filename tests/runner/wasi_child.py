@@ -77,7 +77,7 @@ def serve(engine: wasmtime.Engine, source: BinaryIO, sink: BinaryIO) -> None:
             assert guest is not None
             result = guest.execute(runner_pb2.Execute.FromString(payload))
             answer(sink, result.SerializeToString())
-            capacity = (OUTBOX_BYTES - REGIONS_OFFSET_BYTES) // 3
+            capacity = (OUTBOX_BYTES - REGIONS_OFFSET_BYTES) // 4
             for i, size in enumerate(struct.unpack("<3Q", os.pread(outbox_fd, 24, 0))):
                 answer(sink, os.pread(outbox_fd, size, REGIONS_OFFSET_BYTES + i * capacity))
             guest.prepare()

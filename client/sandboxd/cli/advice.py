@@ -6,6 +6,7 @@ import errno
 import grp
 import os
 import socket
+import stat
 from typing import TYPE_CHECKING
 
 from sandboxd.client import (
@@ -13,6 +14,7 @@ from sandboxd.client import (
     DaemonUnreachable,
     DeadlineFault,
     Fault,
+    FieldViolation,
     InternalFault,
     InvalidModule,
     LayerNotActive,
@@ -52,11 +54,16 @@ def explain(fault: Fault, settings: Settings) -> tuple[str, str]:
     if isinstance(fault, InvalidModule) and fault.offset_bytes is not None:
         problem += f" (at byte {fault.offset_bytes} of the module)"
     if fault.field_violations:
-        fields = "; ".join(f"{v.field}: {v.description}" for v in fault.field_violations)
-        problem += f" ({fields})"
+        problem += f" ({'; '.join(_field(fault, v) for v in fault.field_violations)})"
     if fault.reason:
         problem += f" [{fault.reason}]"
     return printable(problem), _next_step(fault)
+
+
+def _field(fault: Fault, violation: FieldViolation) -> str:
+    if violation.description == fault.message:
+        return violation.field or "request"
+    return f"{violation.field}: {violation.description}"
 
 
 def _next_step(fault: Fault) -> str:
@@ -78,9 +85,12 @@ def _unreachable(fault: Fault, settings: Settings) -> tuple[str, str]:
         )
     match _connect_errno(path):
         case errno.EACCES | errno.EPERM:
+            group = _group(path)
             return (
                 f"permission denied on the socket {printable(path)}",
-                f"Join its group: sudo usermod -aG {_group(path)} $USER, then log in again",
+                f"Join its group: sudo usermod -aG {group} $USER, then log in again"
+                if group
+                else "Only root may use it: have the daemon started with --socket-group",
             )
         case errno.ENOENT | errno.ECONNREFUSED | errno.ENOTSOCK | errno.ENOTDIR:
             return (
@@ -100,8 +110,11 @@ def _connect_errno(path: str) -> int:
 
 
 def _group(path: str) -> str:
-    """Name the group that may connect; the packaged one if it cannot be seen."""
+    """Name the group that may connect; the packaged one if it cannot be seen, none for root's."""
     try:
-        return grp.getgrgid(os.stat(path).st_gid).gr_name
+        status = os.stat(path)
+        if not stat.S_ISSOCK(status.st_mode) or status.st_gid == 0:
+            return ""
+        return grp.getgrgid(status.st_gid).gr_name
     except (OSError, KeyError):
         return "sandboxd"

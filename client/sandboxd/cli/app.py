@@ -10,7 +10,7 @@ import click
 
 from sandboxd.cli.call import call
 from sandboxd.cli.doctor import doctor
-from sandboxd.cli.failure import conclude
+from sandboxd.cli.failure import conclude, conclude_without_output
 from sandboxd.cli.module import module
 from sandboxd.cli.run import run
 from sandboxd.cli.settings import Settings, global_options, tls_options
@@ -47,6 +47,7 @@ for _command in (run, call, module, status, doctor, version):
 def invoke(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     settings = Settings()
+    _ensure_streams()
     _never_fail_to_print()
     try:
         if _COMPLETION_VARIABLE in os.environ:
@@ -58,10 +59,17 @@ def invoke(argv: Sequence[str]) -> int:
         try:
             code = conclude(error, settings)
             sys.stdout.flush()
-        except (BrokenPipeError, KeyboardInterrupt) as second:
-            code = conclude(second, settings)
+        except (OSError, KeyboardInterrupt) as second:
+            code = conclude_without_output(second, settings)
         return code
     return 0
+
+
+def _ensure_streams() -> None:
+    """Give whoever closed our output a place where it goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _never_fail_to_print() -> None:

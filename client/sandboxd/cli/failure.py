@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -32,6 +33,18 @@ def conclude(error: BaseException, settings: Settings) -> int:
 
         documents.write({"error": documents.error(error)})
     say(error, settings)
+    return settings.fault_code
+
+
+def conclude_without_output(error: BaseException, settings: Settings) -> int:
+    """Return the exit code when standard output cannot be written to; say so where possible."""
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    _drop_output()
+    if isinstance(error, BrokenPipeError):
+        return EXIT_BROKEN_PIPE
+    with contextlib.suppress(OSError):
+        click.echo(f"sandboxctl: cannot write the output: {error}", err=True)
     return settings.fault_code
 
 
@@ -74,6 +87,6 @@ def _drop_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
+        except OSError:
             os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

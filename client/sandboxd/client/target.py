@@ -68,12 +68,15 @@ def resolve_target(address: str | os.PathLike[str] | None) -> str:
     """Turn an address into a gRPC target.
 
     Takes `unix:///path`, `unix:path`, `/path`, `host:port`, `dns:///host:port`; None means the
-    environment's SANDBOXD_ADDRESS, else `unix:///run/sandboxd/sandboxd.sock`. Raises ValueError
+    environment's SANDBOXD_ADDRESS, else the system's daemon (`/run/sandboxd/sandboxd.sock`), else,
+    if that one is not there, this user's own (below XDG_RUNTIME_DIR). Raises ValueError
     for an empty address, an address without port or a socket path that Linux cannot bind.
     """
     if address is None:
-        address = os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
+        address = os.environ.get(ADDRESS_VARIABLE) or _default_address()
     text = os.fspath(address)
+    if text.startswith(("./", "../")):
+        text = os.path.abspath(text)
     if text.startswith("/"):
         text = f"unix://{text}"
     path = socket_path(text)
@@ -90,6 +93,13 @@ def resolve_target(address: str | os.PathLike[str] | None) -> str:
             f"{text!r} is no address: give unix:///path, /path, host:port or dns:///host:port"
         )
     return text
+
+
+def _default_address() -> str:
+    own = os.path.join(os.environ.get("XDG_RUNTIME_DIR", ""), "sandboxd", "sandboxd.sock")
+    if not os.path.exists(DEFAULT_ADDRESS.removeprefix("unix://")) and os.path.isabs(own):
+        return f"unix://{own}" if os.path.exists(own) else DEFAULT_ADDRESS
+    return DEFAULT_ADDRESS
 
 
 def socket_path(target: str) -> str | None:

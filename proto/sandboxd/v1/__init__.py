@@ -1,0 +1,1 @@
+"""The public API: messages and gRPC stubs, generated from the .proto files beside them."""

@@ -158,7 +158,9 @@ class Limits(_message.Message):
     one.
     """
     cpu_time_ms: _builtins.int
-    """CPU time in milliseconds that the call may use. Must be positive."""
+    """CPU time in milliseconds that the call may use. Must be positive. Absent: the
+    server's default, or the wall-clock limit if that is higher.
+    """
     memory_bytes: _builtins.int
     """Linear memory in bytes. `memory.grow` past it returns -1."""
     table_elements: _builtins.int
@@ -542,12 +544,16 @@ class Receipt(_message.Message):
     compile_time_ns: _builtins.int
     """Nanoseconds of waiting for the compiler; 0 if the module was compiled."""
     bind_time_ns: _builtins.int
-    """Nanoseconds of loading the module into the process; 0 if reused."""
+    """Nanoseconds of loading the module into the process, until the supervisor
+    heard of it; 0 if reused.
+    """
     run_time_ns: _builtins.int
     """Nanoseconds from handing the call to the process to its answer or end."""
     cpu_time_ns: _builtins.int
     """Nanoseconds of CPU time used by the process for this call, binding
-    included, as the kernel accounted for it.
+    included, as the kernel accounted for it. The kernel's account of a running
+    process lags by up to a scheduler tick, so that a very short call may show
+    0 and the next call of the process a little more.
     """
     peak_memory_bytes: _builtins.int
     """Highest resident set size of the process since it started, in bytes, as

@@ -19,7 +19,7 @@ from sandboxd.runner.guest import ArtifactError, Guest
 from sandboxd.runner.isolation import kernel
 from sandboxd.runner.isolation.layers import MDWE, SECCOMP_SEALED, IsolationError, LayerState
 from sandboxd.runner.isolation.lockdown import ChildPolicy, Plan, lock_down, seal_after_load
-from sandboxd.runner.outbox import Outbox
+from sandboxd.runner.outbox import Outbox, Region
 from sandboxd.wire.v1 import control_pb2, runner_pb2
 
 # How often the interrupt thread bumps the epoch once it was told to: a bump that comes before a
@@ -35,6 +35,9 @@ _PR_SET_NAME = 15
 
 # Layers that are applied after the module was loaded.
 SEALING = frozenset({MDWE, SECCOMP_SEALED})
+# A result longer than this goes through the outbox, so that the supervisor need not take a long
+# frame, which is costly to parse, from a process that it does not trust.
+MAX_FRAME_OUTPUT_BYTES = 16 * 1024
 
 # Exit codes, for the supervisor's log.
 EXIT_DONE = 0
@@ -145,7 +148,7 @@ def _run_runner(
         return EXIT_NOT_LOCKED
     # After the last filter: a thread inherits the filters of the one that starts it.
     threading.Thread(target=_interrupt, args=(interrupt_fd, engine), daemon=True).start()
-    _serve(channel, guest)
+    _serve(channel, guest, outbox)
     return EXIT_DONE
 
 
@@ -163,10 +166,13 @@ def _load(
         _munmap(address, size)
 
 
-def _serve(channel: Channel, guest: Guest) -> None:
+def _serve(channel: Channel, guest: Guest, outbox: Outbox) -> None:
     while True:
         command = runner_pb2.RunnerCommand.FromString(channel.receive())
         result = guest.execute(command.execute)
+        if len(result.completed.output) > MAX_FRAME_OUTPUT_BYTES:
+            outbox.append(Region.RESULT, result.completed.output)
+            result.completed.ClearField("output")
         channel.send(runner_pb2.RunnerReply(result=result).SerializeToString())
         guest.prepare()
 

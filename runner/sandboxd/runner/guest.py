@@ -189,7 +189,9 @@ class Guest:
         if self._instance is not None and self._exports.memory_name is not None:
             memory = self._instance.memory(self._exports.memory_name)
             result.linear_memory_bytes = memory.size_bytes
-        if self._fuel and self._used is not None:
+        # An interrupted guest has not written its count back: better no number than a wrong one.
+        interrupted = result.trapped.code == call_pb2.TRAP_CODE_INTERRUPT
+        if self._fuel and self._used is not None and not interrupted:
             result.fuel_consumed = job.fuel - self._used.get_fuel()
 
 

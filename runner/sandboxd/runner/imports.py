@@ -37,6 +37,8 @@ _Handler = Callable[[Call, Any, Any], None]
 # More than the message's bytes is never needed of one.
 _MAX_ABORT_STRING_BYTES = 4096
 _ABORTED = "the guest called abort"
+# Looked up now: a codec is imported at first use, and a locked-down process cannot.
+_UTF_16 = codecs.lookup("utf-16-le")
 
 
 def _log_number(field: str) -> _Handler:

@@ -4,13 +4,14 @@ The outbox is a shared memory file that the supervisor made. The runner maps it
 before it is locked down and writes what the guest writes straight into it; the supervisor
 reads it after the answer, or after the kill.
 
-Layout, with ``capacity = (file size - 4096) // 3``::
+Layout, with ``capacity = (file size - 4096) // 4``::
 
     0     u64 little-endian: committed bytes of standard output
     8     u64: of standard error
     16    u64: of the log, a serialized ``sandboxd.v1.Logs``
-    24    zero, up to 64
-    4096 + i * capacity    region i: 0 standard output, 1 standard error, 2 log
+    24    u64: of a result that is too long for a frame
+    32    zero, up to 64
+    4096 + i * capacity    region i: 0 standard output, 1 standard error, 2 log, 3 result
 
 A length is written after the bytes it covers, so that whoever reads at any moment sees only
 whole bytes, and for the log only whole entries.
@@ -50,6 +51,7 @@ class Region(IntEnum):
     STDOUT = 0
     STDERR = 1
     LOG = 2
+    RESULT = 3
 
 
 class Outbox:
@@ -63,7 +65,7 @@ class Outbox:
         is too small and OSError if it cannot be mapped.
         """
         self._size = os.fstat(fd).st_size
-        self.capacity = (self._size - REGIONS_OFFSET_BYTES) // 3
+        self.capacity = (self._size - REGIONS_OFFSET_BYTES) // len(Region)
         if self.capacity < 1:
             raise ValueError(f"an outbox of {self._size} bytes has no room for output")
         protection = mmap.PROT_READ | mmap.PROT_WRITE
@@ -72,7 +74,7 @@ class Outbox:
             error = ctypes.get_errno()
             raise OSError(error, os.strerror(error), "outbox")
         self._address: int = address
-        self._committed = (ctypes.c_uint64 * 3).from_address(address)
+        self._committed = (ctypes.c_uint64 * len(Region)).from_address(address)
         # Copies of the lengths that are trusted over the shared ones.
         self.reset()
 
@@ -84,8 +86,8 @@ class Outbox:
 
     def reset(self) -> None:
         """Empty all regions."""
-        self._lengths: list[int] = [0, 0, 0]
-        self._committed[:] = [0, 0, 0]
+        self._lengths: list[int] = [0] * len(Region)
+        self._committed[:] = [0] * len(Region)
 
     def append_stdout(self, data: bytes) -> int:
         """Append to standard output as much as fits; return how many bytes did."""

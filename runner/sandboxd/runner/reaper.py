@@ -42,7 +42,10 @@ class Switchboard:
                     os.read(self._wake_read, 4096)
                 yield from _reap()
             if self.control.fileno() in ready:
-                packet, fds, _, _ = socket.recv_fds(self.control, MAX_PACKET_BYTES, MAX_FDS)
+                try:
+                    packet, fds, _, _ = socket.recv_fds(self.control, MAX_PACKET_BYTES, MAX_FDS)
+                except ConnectionResetError:  # it died with events unread
+                    return
                 if not packet:
                     return
                 yield packet, fds

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from sandboxd.supervisor.keys import EngineIdentity, Key
@@ -96,12 +95,13 @@ def seal(fd: int) -> None:
 class ArtifactCache:
     """Artifacts by key, the least recently used dropped when they exceed `budget_bytes`.
 
-    The newest one is kept even if it alone exceeds the budget. `on_drop(key)` hears of each drop.
+    At most `max_entries` are kept, too: each holds a descriptor. The newest one is kept even if it
+    alone exceeds the budget.
     """
 
-    def __init__(self, budget_bytes: int, on_drop: Callable[[Key], None] | None = None) -> None:
+    def __init__(self, budget_bytes: int, max_entries: int) -> None:
         self._budget_bytes = budget_bytes
-        self._on_drop = on_drop
+        self._max_entries = max_entries
         self._entries: OrderedDict[Key, Artifact] = OrderedDict()
         self.size_bytes = 0
 
@@ -117,7 +117,9 @@ class ArtifactCache:
         self.drop(key)
         self._entries[key] = artifact
         self.size_bytes += artifact.size_bytes
-        while self.size_bytes > self._budget_bytes and len(self._entries) > 1:
+        while len(self._entries) > 1 and (
+            self.size_bytes > self._budget_bytes or len(self._entries) > self._max_entries
+        ):
             self.drop(next(iter(self._entries)))
 
     def __len__(self) -> int:
@@ -129,8 +131,6 @@ class ArtifactCache:
         if artifact is None:
             return
         self.size_bytes -= artifact.size_bytes
-        if self._on_drop is not None:
-            self._on_drop(key)
 
     def clear(self) -> None:
         """Forget all."""

@@ -1,9 +1,9 @@
 """Compiling: one-shot processes, one per module at a time, with a certain end.
 
 Calls and pushes that need the same module share one compilation. It is theirs: when the last of
-them is gone, the compiler is killed. Only so many compilers run at once; the others wait, and
-tenants take turns (turns.py). A module that was compiled before may have its artifact on disk
-(artifact_store.py); then it is not compiled again.
+them is gone, the compiler is killed, unless the module is stored. Only so many compilers run at
+once; the others wait, and tenants take turns (turns.py). A module that was compiled before may have
+its artifact on disk (artifact_store.py); then it is not compiled again.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from sandboxd.supervisor.artifacts import (
 )
 from sandboxd.supervisor.child import Child, ExitStatus
 from sandboxd.supervisor.keys import EngineIdentity, Key
-from sandboxd.supervisor.runner import for_people
+from sandboxd.supervisor.text import for_people
 from sandboxd.supervisor.turns import Turns
 from sandboxd.supervisor.zygote import ChildLimits, Zygote
 from sandboxd.wire.v1 import control_pb2, runner_pb2
 
 log = logging.getLogger(__name__)
 
-# What a compiler says about a module: at most 10,000 imports and exports with their names.
-MAX_REPLY_BYTES = 24 * 1024 * 1024
+# What a compiler says about a module: it keeps to 1 MiB, 10,000 imports and as many exports.
+MAX_REPLY_BYTES = 1536 * 1024
 MAX_REPLY_FIELDS = 2 * 10_000 + 16
 _REPLY_LEVELS = 2
 # The engine's own limit for the parameters, and for the results, of a function.
@@ -47,6 +47,8 @@ MAX_TYPES = 1000
 # As the compiler cuts it; with its copies in a status this stays under gRPC's limit for metadata.
 MAX_REASON_BYTES = 2048
 _LIMIT_NAME = re.compile(r"[a-z_]{1,40}")
+# A compiler that answered has this long to end by itself; giving back gigabytes takes a while.
+_EXIT_PATIENCE_S = 1.0
 _ALLOWED_FIRST = frozenset({"ready", "failed"})
 _ALLOWED_THEN = frozenset({"compiled", "invalid", "too_complex"})
 
@@ -68,11 +70,12 @@ class CompileConfig:
 
 
 class _Job:
-    __slots__ = ("task", "waiters")
+    __slots__ = ("keep", "task", "waiters")
 
     def __init__(self, task: asyncio.Task[Artifact]) -> None:
         self.task = task
         self.waiters = 0
+        self.keep = False
 
 
 class CompileService:
@@ -100,10 +103,13 @@ class CompileService:
             self._engine = zygote.engine
             self.cache.clear()
 
-    async def artifact(self, key: Key, open_wasm: Callable[[], int]) -> Artifact:
+    async def artifact(
+        self, key: Key, open_wasm: Callable[[], int], *, keep: bool = False
+    ) -> Artifact:
         """Return the module's artifact: from memory, from disk, or compiled now.
 
-        `open_wasm` returns a descriptor of the module's bytes; it is closed here. Raises
+        `open_wasm` returns a descriptor of the module's bytes; it is closed here. With `keep` the
+        compilation goes on when nobody waits for it any more. Raises
         `faults.InvalidModule`, `ModuleTooComplex`, `CompilerLost`, `QueueFull`, `ZygoteLost`.
         """
         cached = self.cache.get(key)
@@ -115,20 +121,29 @@ class CompileService:
                 raise faults.QueueFull(
                     "too many modules are waiting for the compiler; retry later", retry_after_s=1.0
                 )
-            job = _Job(asyncio.get_running_loop().create_task(self._run(key, open_wasm)))
-            self._jobs[key] = job
+            job = self._begin(key, open_wasm())
         job.waiters += 1
+        job.keep |= keep
         try:
             return await asyncio.shield(job.task)
         finally:
             job.waiters -= 1
-            if job.waiters == 0 and not job.task.done():
+            if job.waiters == 0 and not job.keep and not job.task.done():
                 job.task.cancel()
                 # Whoever asks next starts anew; this one is only cleaning up.
                 if self._jobs.get(key) is job:
                     del self._jobs[key]
 
-    async def _run(self, key: Key, open_wasm: Callable[[], int]) -> Artifact:
+    def _begin(self, key: Key, wasm_fd: int) -> _Job:
+        # The job owns its descriptor: whoever opened it may be gone before the compiler starts.
+        task = asyncio.get_running_loop().create_task(self._run(key, wasm_fd))
+        task.add_done_callback(lambda _: os.close(wasm_fd))
+        # Whoever waited may have gone: then nobody asks for the exception.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        job = self._jobs[key] = _Job(task)
+        return job
+
+    async def _run(self, key: Key, wasm_fd: int) -> Artifact:
         job = self._jobs[key]
         try:
             artifact = await self._load(key)
@@ -136,7 +151,7 @@ class CompileService:
                 async with self._turns.slot(key.tenant):
                     self.working += 1
                     try:
-                        artifact = await self._compile(key, open_wasm)
+                        artifact = await self._compile(key, wasm_fd)
                     finally:
                         self.working -= 1
                 self.compiled_total += 1
@@ -171,14 +186,12 @@ class CompileService:
         """Wait for what is on its way to the disk."""
         await asyncio.gather(*self._saving.values())
 
-    async def _compile(self, key: Key, open_wasm: Callable[[], int]) -> Artifact:
+    async def _compile(self, key: Key, wasm_fd: int) -> Artifact:
         if self._zygote is None:
             raise faults.ZygoteLost("no process can be started now; retry", retry_after_s=0.5)
         engine = self._zygote.engine
-        wasm_fd = open_wasm()
-        artifact_fd = -1
+        artifact_fd = new_memory_file()
         try:
-            artifact_fd = new_memory_file()
             child = self._zygote.spawn(
                 control_pb2.CHILD_KIND_COMPILER, [wasm_fd, artifact_fd], self._limits
             )
@@ -189,7 +202,6 @@ class CompileService:
             artifact_fd = -1
             return artifact
         finally:
-            os.close(wasm_fd)
             if artifact_fd >= 0:
                 os.close(artifact_fd)
 
@@ -210,6 +222,10 @@ def _accept(
         raise _too_complex("protocol", "the compiler's output is still mapped") from None
     info = ModuleInfo.of(tuple(compiled.imports), tuple(compiled.exports))
     return Artifact(fd, size, info, engine)
+
+
+# Processes that are on their way out, while nobody may be waiting for them any more.
+_ENDING: set[asyncio.Future[ExitStatus]] = set()
 
 
 class _Compilation:
@@ -234,17 +250,19 @@ class _Compilation:
         self._command = frames.encode(command.SerializeToString())
         self._child.listen()
         timed_out = False
+        reply = None
         try:
             reply = await asyncio.wait_for(self._reply, self._config.wall_time_s)
         except TimeoutError:
-            reply, timed_out = None, True
-        except asyncio.CancelledError:
-            self._child.kill()
-            await self._finish()
-            raise
-        if timed_out or self._breach:
-            self._child.kill()
-        exit_status = await self._finish()
+            timed_out = True
+        finally:
+            if reply is None or self._breach:
+                self._child.kill()
+            # Whatever happens to the caller: the process ends, and what it held is given back.
+            end = asyncio.ensure_future(self._finish())
+            _ENDING.add(end)
+            end.add_done_callback(_ENDING.discard)
+        exit_status = await asyncio.shield(end)
         if timed_out:
             limit_s = self._config.wall_time_s
             words = f"compiling took longer than {limit_s:g} s"
@@ -252,9 +270,8 @@ class _Compilation:
         return self._verdict(reply, exit_status)
 
     async def _finish(self) -> ExitStatus:
-        # A compiler that answered ends by itself at once; one that does not is killed.
         try:
-            await asyncio.wait_for(asyncio.shield(self._child.gone), 1.0)
+            await asyncio.wait_for(asyncio.shield(self._child.gone), _EXIT_PATIENCE_S)
         except TimeoutError:
             if self._reply.done() and not self._reply.cancelled() and not self._reply.result():
                 self._breach = self._breach or "it closed its socket without an answer"
@@ -270,6 +287,8 @@ class _Compilation:
                     self._breached(f"a message of more than {MAX_REPLY_FIELDS} fields")
                     return
                 self._dispatch(runner_pb2.CompilerReply.FromString(payload))
+                if self._breach:
+                    return
         except (frames.FrameBreach, DecodeError) as error:
             self._breached(str(error) or "the frame is not a message")
 
@@ -343,7 +362,7 @@ def _told(verdict: runner_pb2.TooComplex) -> faults.ModuleTooComplex:
 
 
 def _clipped(message: str) -> str:
-    return message.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+    return for_people(message.encode()[:MAX_REASON_BYTES].decode(errors="ignore"))
 
 
 def _death(exit_status: ExitStatus, breach: str, config: CompileConfig) -> faults.Fault:
@@ -365,7 +384,7 @@ def _death(exit_status: ExitStatus, breach: str, config: CompileConfig) -> fault
         # SIGXCPU comes first, but a process that handles it gets SIGKILL, which tells nothing.
         signals[-signal.SIGKILL] = cpu_time
     if breach:
-        return _too_complex("protocol", f"the compiler broke its protocol: {breach}")
+        return _too_complex("protocol", f"the compiler broke its protocol: {for_people(breach)}")
     if exit_status.known and exit_status.status in signals:
         limit, words, maximum = signals[exit_status.status]
         return _too_complex(limit, f"compiling needs more than {words}", maximum)

@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import logging
 import os
+import resource
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -14,13 +15,14 @@ from collections.abc import Iterable
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from sandboxd.supervisor import endpoints, faults, host, isolation, privileges
+from sandboxd.supervisor import endpoints, host, isolation, privileges
 from sandboxd.supervisor.artifact_store import ArtifactStore
 from sandboxd.supervisor.artifacts import ArtifactCache
 from sandboxd.supervisor.compilation import CompileConfig, CompileService
 from sandboxd.supervisor.execution import Executor
+from sandboxd.supervisor.gate import Gate, shutting_down
 from sandboxd.supervisor.launcher import Launcher, LauncherLost
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
@@ -34,6 +36,7 @@ from sandboxd.supervisor.services.sandbox import SandboxService
 from sandboxd.supervisor.settings import MIB, Settings
 from sandboxd.supervisor.stats import Stats
 from sandboxd.supervisor.store import Store
+from sandboxd.supervisor.text import for_people
 from sandboxd.supervisor.zygote import ChildLimits, Zygote, ZygoteFailed
 from sandboxd.v1 import (
     admin_pb2,
@@ -56,11 +59,15 @@ SERVICES = tuple(
         (admin_pb2, "AdminService"),
     )
 )
+# Their calls are waited for when the daemon stops; status and health answer to the end.
+_GATED = frozenset({"sandboxd.v1.SandboxService", "sandboxd.v1.ModuleService"})
 # What the interpreter and the engine need beside a guest's memory.
 RUNNER_OVERHEAD_BYTES = 192 * MIB
 # Threads of one runner: main, interrupt, and those that WASI input and output start.
 RUNNER_THREADS = 16
 FIRST_RUNNER_TIMEOUT_S = 20.0
+# The one above means "leave it as it is" to the kernel, which for a runner would be root.
+MAX_UID = 2**32 - 2
 ZYGOTE_PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -86,6 +93,7 @@ class Daemon:
             settings.isolation, settings.require_layer, settings.namespaces, settings.cgroups
         )
         self._host = host.describe(self._as_root)
+        self._gate = Gate()
         self._zygote: Zygote | None = None
         self._zygote_starts = 0
         self._replacing: asyncio.Task[None] | None = None
@@ -93,8 +101,9 @@ class Daemon:
         self._draining = False
         self._notifier = Notifier()
         self._health = health.aio.HealthServicer()
+        descriptors = _raise_descriptor_limit()
         self._store = Store(settings.state_dir, settings.max_module)
-        self._cache = ArtifactCache(settings.artifact_cache)
+        self._cache = ArtifactCache(settings.artifact_cache, descriptors // 4)
         self._artifacts = ArtifactStore(
             settings.artifact_disk,
             settings.max_artifact,
@@ -155,7 +164,7 @@ class Daemon:
         server = aio.server(
             options=_server_options(settings),
             # Beyond this, calls are refused by the transport before they cost anything here.
-            maximum_concurrent_rpcs=settings.queue_capacity + settings.max_runners + 256,
+            maximum_concurrent_rpcs=settings.queue_capacity + settings.max_runners + 4096,
         )
         self._add_services(server)
         tls = _tls(settings)
@@ -211,13 +220,19 @@ class Daemon:
         self._notifier.notify("STOPPING=1")
         self._draining = True
         await self._set_serving(False)
-        self._pool.fail_waiters(faults.ShuttingDown("the daemon is stopping", retry_after_s=1.0))
-        stopping = asyncio.ensure_future(server.stop(self._settings.drain / 1000))
-        while not stopping.done() and self._draining:
-            await asyncio.wait({stopping}, timeout=0.1)
-        if not stopping.done():
-            await server.stop(0)
-        await stopping
+        self._gate.close()
+        self._pool.fail_waiters(shutting_down())
+        deadline_at = self._loop.time() + self._settings.drain / 1000
+        idle = asyncio.ensure_future(self._gate.wait_empty())
+        while not idle.done() and self._draining and self._loop.time() < deadline_at:
+            await asyncio.wait({idle}, timeout=0.1)
+        if not idle.done():
+            # Their processes go, and each one of them gets a typed answer.
+            self._executor.stopping = True
+            await self._pool.close()
+            await asyncio.wait({idle}, timeout=1.0)
+        idle.cancel()
+        await server.stop(0.5)
 
     async def _set_serving(self, serving: bool) -> None:
         state = health_pb2.HealthCheckResponse.SERVING
@@ -234,7 +249,9 @@ class Daemon:
             await asyncio.sleep(interval_s)
 
     def _add_services(self, server: aio.Server) -> None:
-        hardened: aio.Server = HardenedServer(server, self._stats)  # type: ignore[assignment]
+        hardened: aio.Server = HardenedServer(  # type: ignore[assignment]
+            server, self._stats, self._gate, _GATED
+        )
         sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(
             SandboxService(self._executor), hardened
         )
@@ -244,7 +261,10 @@ class Daemon:
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(self.snapshot), hardened)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, hardened)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, hardened)
+        # Not enable_server_reflection: it takes what is no aio.Server for a synchronous one.
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            reflection.aio.ReflectionServicer(names), hardened
+        )
 
     # --- the zygote ------------------------------------------------------------------------------
 
@@ -255,6 +275,8 @@ class Daemon:
         if self._as_root:
             # The first one of the range may be the daemon's own.
             uids = range(settings.uid_base + 1, settings.uid_base + 1 + slots)
+            if uids[-1] > MAX_UID:
+                raise StartError(f"--uid-base can be {MAX_UID - slots} at most: {slots} are taken")
         zygote = Zygote(uids, self._on_zygote_lost)
         try:
             await zygote.start(
@@ -320,6 +342,8 @@ class Daemon:
 
     def _note_layers(self, layers: Iterable[control_pb2.IsolationLayer]) -> None:
         for layer in layers:
+            if layer.name not in isolation.LAYERS:
+                continue
             known = self._layers.get(layer.name)
             # One process where a layer does not hold is enough to say that it does not.
             if known is None or known.active:
@@ -357,12 +381,13 @@ class Daemon:
                 p99_ns=latency.quantile(0.99),
                 max_ns=latency.max_ns,
             ),
-            runners=[describe_runner(runner, now) for runner in runners],
+            # Those not forked yet are counted, but have nothing to describe.
+            runners=[describe_runner(runner, now) for runner in runners if runner.child.pid],
             layers=[
                 admin_pb2.Layer(
                     name=layer.name,
                     active=layer.active,
-                    detail=layer.detail,
+                    detail=for_people(layer.detail, 256),
                     required=layer.name in self._required,
                     remedy=layer.remedy,
                     reason=layer.reason,
@@ -406,6 +431,17 @@ class Daemon:
         )
 
 
+def _raise_descriptor_limit() -> int:
+    """Allow as many descriptors as the hard limit does, and return how many that is.
+
+    Connections and compiled modules hold one each, runners five; the soft limit of 1,024 that is
+    usual is for programs that use select(2).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
 # --- from settings to the parts' configurations ---------------------------------------------------
 
 
@@ -415,6 +451,7 @@ def _server_options(settings: Settings) -> list[tuple[str, int]]:
         # Answers are bounded by the output limit; this leaves room for what is beside it.
         ("grpc.max_send_message_length", settings.max_output + 16 * MIB),
         ("grpc.max_metadata_size", 16 * 1024),
+        ("grpc.absolute_max_metadata_size", 16 * 1024),
         # Per connection. Without it, a stream-reset flood costs a core (measured); a client with
         # more calls than this waits, or opens another connection.
         ("grpc.max_concurrent_streams", 256),
@@ -438,6 +475,10 @@ def _tls(settings: Settings) -> endpoints.Tls | None:
 
 
 def _policy(settings: Settings) -> LimitPolicy:
+    for name in ("wall_time", "cpu_time", "memory", "table_elements", "output"):
+        if getattr(settings, f"default_{name}") > getattr(settings, f"max_{name}"):
+            flag = name.replace("_", "-")
+            raise StartError(f"--default-{flag} is above --max-{flag}; raise or lower one of them")
     default = CallLimits(
         settings.default_wall_time,
         settings.default_cpu_time,
@@ -490,7 +531,7 @@ def _pool_config(settings: Settings) -> PoolConfig:
             cpu_seconds=int(lifetime_s * RUNNER_THREADS) + 60,
             # The engine's copy-on-write image of initial memory is a memory file.
             file_size_bytes=max(
-                settings.max_memory, 3 * (settings.max_output + LOG_OVERHEAD_BYTES) + 64 * 1024
+                settings.max_memory, 4 * (settings.max_output + LOG_OVERHEAD_BYTES) + 64 * 1024
             ),
             processes=0,
         ),

@@ -52,18 +52,23 @@ def bind(
 
     Raises `EndpointError`.
     """
-    bound = []
-    for address in addresses:
-        parts = urlsplit(address)
-        if parts.scheme == "unix":
-            bound.append(_bind_unix(server, parts.path, group))
-        elif parts.scheme == "tcp":
-            bound.append(_bind_tcp(server, address, tls, insecure_tcp))
-        else:
-            raise EndpointError(
-                f"cannot listen on {address!r}: use unix:///path or tcp://127.0.0.1:port"
-            )
+    bound: list[str] = []
+    try:
+        for address in addresses:
+            bound.append(_bind(server, address, group, tls, insecure_tcp))
+    except EndpointError:
+        unlink(bound)
+        raise
     return bound
+
+
+def _bind(server: aio.Server, address: str, group: str, tls: Tls | None, insecure_tcp: bool) -> str:
+    parts = urlsplit(address)
+    if parts.scheme == "unix":
+        return _bind_unix(server, parts.path, group)
+    if parts.scheme == "tcp":
+        return _bind_tcp(server, address, tls, insecure_tcp)
+    raise EndpointError(f"cannot listen on {address!r}: use unix:///path or tcp://127.0.0.1:port")
 
 
 def _bind_unix(server: aio.Server, path: str, group: str) -> str:
@@ -71,6 +76,7 @@ def _bind_unix(server: aio.Server, path: str, group: str) -> str:
         raise EndpointError(
             f"a socket's path is absolute and has at most {MAX_UNIX_PATH_BYTES} bytes: {path!r}"
         )
+    gid = _gid(group) if group else -1
     _refuse_if_served(path)
     try:
         Path(path).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -83,18 +89,21 @@ def _bind_unix(server: aio.Server, path: str, group: str) -> str:
         raise EndpointError(f"cannot listen on {path}: {error}") from error
     finally:
         os.umask(previous)
-    if group:
-        _give_to_group(path, group)
+    try:
+        os.chown(path, -1, gid)
+    except OSError as error:
+        unlink([f"unix://{path}"])
+        raise EndpointError(f"cannot give {path} to group {group!r}: {error.strerror}") from error
     return f"unix://{path}"
 
 
-def _give_to_group(path: str, group: str) -> None:
+def _gid(group: str) -> int:
     try:
-        os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        return grp.getgrnam(group).gr_gid
     except KeyError:
-        raise EndpointError(f"there is no group {group!r}; create it, or leave --socket-group out")  # noqa: B904
-    except OSError as error:
-        raise EndpointError(f"cannot give {path} to group {group!r}: {error.strerror}") from error
+        raise EndpointError(
+            f"there is no group {group!r}; create it, or leave --socket-group out"
+        ) from None
 
 
 def _refuse_if_served(path: str) -> None:

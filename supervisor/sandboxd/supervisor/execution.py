@@ -22,15 +22,16 @@ from google.protobuf.message import DecodeError
 from sandboxd.supervisor import faults, requests
 from sandboxd.supervisor.artifacts import Artifact
 from sandboxd.supervisor.compilation import CompileService, wasm_memory_file
-from sandboxd.supervisor.frames import more_fields_than
+from sandboxd.supervisor.gate import shutting_down
 from sandboxd.supervisor.keys import Key, digest_of
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
-from sandboxd.supervisor.outbox import MAX_LOG_ENTRIES, Written
+from sandboxd.supervisor.outbox import Written
 from sandboxd.supervisor.pool import Pool, QueueDeadline
-from sandboxd.supervisor.runner import Answer, Death, Runner, for_people
+from sandboxd.supervisor.runner import Answer, Death, Runner
 from sandboxd.supervisor.stats import Stats
 from sandboxd.supervisor.store import Store
+from sandboxd.supervisor.text import for_people
 from sandboxd.supervisor.watchdog import StopReason, Watchdog
 from sandboxd.v1 import call_pb2, sandbox_pb2
 from sandboxd.wire.v1 import runner_pb2
@@ -45,9 +46,10 @@ _CLEAN = frozenset({"completed", "exited"})
 _PASSED_ON = frozenset(
     {"completed", "exited", "trapped", "limit_exceeded", "host_error", "link_error"}
 )
-# A gRPC deadline that is this close counts as passed: the transport cancels the call at about the
-# same moment as the deadline fires here.
-_GRPC_DEADLINE_SLACK_S = 0.005
+_WITH_MESSAGE = frozenset({"trapped", "limit_exceeded", "host_error", "link_error"})
+# A gRPC deadline that is this close counts as passed. The client's own timer cancels the call, and
+# it started when the request was sent: earlier than ours by as long as the request was under way.
+_GRPC_DEADLINE_SLACK_S = 0.05
 
 
 @dataclass(slots=True)
@@ -94,6 +96,8 @@ class Executor:
         self.engine_version = ""
         self.isolation_profile = ""
         self.active_layers: tuple[str, ...] = ()
+        # Set when the drain is over: processes die because the daemon stops.
+        self.stopping = False
 
     async def execute(
         self, tenant: str, request: sandbox_pb2.ExecuteRequest, grpc_remaining_s: float | None
@@ -181,7 +185,8 @@ class Executor:
         try:
             artifact = await _until(
                 call.deadline_at,
-                self._compiles.artifact(call.key, open_wasm),
+                # A stored module will be needed again: once begun, it is compiled to the end.
+                self._compiles.artifact(call.key, open_wasm, keep=request.HasField("digest")),
             )
         except TimeoutError:
             raise _Stopped(sandbox_pb2.STAGE_COMPILE) from None
@@ -215,7 +220,7 @@ class Executor:
     ) -> sandbox_pb2.ExecuteResponse:
         base_cpu_ns = runner.child.cpu_time_ns()
         handed_at = self._loop.time()
-        answer = runner.begin(_job(call), call.limits.output_bytes, call.key, artifact)
+        answer = runner.begin(_job(call), call.key, artifact)
         watchdog = Watchdog(
             runner,
             call.deadline_at,
@@ -268,12 +273,14 @@ class Executor:
     def _abandon(
         self, call: _Call, runner: Runner, watchdog: Watchdog, handed_at: float, base_cpu_ns: int
     ) -> None:
+        name = self._cancel_name(call)
+
         async def settle() -> None:
             ending = await runner.renew_answer()
             watchdog.disarm()
             self._measure(call, runner, ending, handed_at, base_cpu_ns)
             self._pool.release(runner, reusable=False)
-            self._stats.outcome(self._cancel_name(call), self._since_ns(call.arrived_at))
+            self._stats.outcome(name, self._since_ns(call.arrived_at))
 
         task = self._loop.create_task(settle())
         self._abandoned.add(task)
@@ -300,21 +307,19 @@ class Executor:
     ) -> sandbox_pb2.ExecuteResponse:
         response = sandbox_pb2.ExecuteResponse(stdout=written.stdout, stderr=written.stderr)
         bytes_out = len(written.stdout) + len(written.stderr)
+        honest = written.honest
         if written.log:
             try:
-                if more_fields_than(written.log, MAX_LOG_ENTRIES, levels=1):
-                    raise DecodeError("more entries than a guest can make")
                 response.logs.MergeFromString(written.log)
             except DecodeError:
-                response.ClearField("logs")
-                written = Written(written.stdout, written.stderr, b"", honest=False)
+                honest = False
             bytes_out += len(written.log)
         if isinstance(ending, Death):
             self._tell_death(call, response, ending, watchdog)
         else:
-            self._tell_result(call, response, ending, watchdog, runner)
+            self._tell_result(call, response, ending, watchdog, written.result)
             bytes_out += _result_bytes(response)
-        if not written.honest or bytes_out > _allowed_out(call):
+        if not honest or bytes_out > _allowed_out(call):
             response.protocol_violation.message = "the process claimed output beyond its limit"
         elif runner.breach:
             # It answered and went on talking.
@@ -333,7 +338,9 @@ class Executor:
         if watchdog.reason is not None and not death.breach:
             self._tell_stop(call, response, watchdog, sandbox_pb2.STOP_METHOD_KILLED, ())
         elif death.breach:
-            response.protocol_violation.message = death.breach
+            response.protocol_violation.message = for_people(death.breach)
+        elif self.stopping:
+            raise shutting_down()
         elif not exit_status.known:
             raise faults.ZygoteLost(
                 "the process was lost with the zygote, which is being replaced; retry",
@@ -367,20 +374,27 @@ class Executor:
         response: sandbox_pb2.ExecuteResponse,
         result: runner_pb2.Result,
         watchdog: Watchdog,
-        runner: Runner,
+        long_output: bytes,
     ) -> None:
         outcome = result.WhichOneof("outcome")
         interrupted = outcome == "trapped" and result.trapped.code == call_pb2.TRAP_CODE_INTERRUPT
         if watchdog.reason is not None and interrupted:
-            frames = tuple(result.trapped.frames)
+            frames = tuple(_clean_frames(result.trapped.frames))
             self._tell_stop(call, response, watchdog, sandbox_pb2.STOP_METHOD_INTERRUPTED, frames)
         elif outcome == "rejected":
             rejected = result.rejected
             raise faults.ArgumentMismatch(
-                for_people(rejected.message), field=for_people(rejected.field)
+                for_people(rejected.message), field=for_people(rejected.field, 256)
             )
         elif outcome in _PASSED_ON:
-            getattr(response, outcome).CopyFrom(getattr(result, outcome))
+            told = getattr(response, outcome)
+            told.CopyFrom(getattr(result, outcome))
+            if outcome == "completed" and long_output:
+                told.output = long_output
+            elif outcome in _WITH_MESSAGE:
+                told.message = for_people(told.message)
+            if outcome in ("trapped", "limit_exceeded"):
+                _clean_frames(told.frames)
 
     def _tell_stop(
         self,
@@ -484,6 +498,13 @@ def _job(call: _Call) -> bytes:
     if limits.fuel is not None:
         job.fuel = limits.fuel
     return command.SerializeToString()
+
+
+def _clean_frames(frames: Iterable[call_pb2.Frame]) -> Iterable[call_pb2.Frame]:
+    for frame in frames:
+        if not frame.function_name.isprintable():
+            frame.function_name = for_people(frame.function_name)
+    return frames
 
 
 def _result_bytes(response: sandbox_pb2.ExecuteResponse) -> int:

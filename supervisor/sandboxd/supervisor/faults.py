@@ -16,6 +16,7 @@ them for users.
     ├── ModuleNotFound        NOT_FOUND
     ├── LayerNotActive        FAILED_PRECONDITION a required layer of isolation is not active
     ├── QueueFull             RESOURCE_EXHAUSTED retryable
+    ├── Overloaded            RESOURCE_EXHAUSTED retryable
     ├── StoreFull             RESOURCE_EXHAUSTED
     ├── RunnerLost            UNAVAILABLE        retryable: the process was killed from outside
     ├── ZygoteLost            UNAVAILABLE        retryable
@@ -34,6 +35,9 @@ from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "sandboxd"
 DETAILS_KEY = "grpc-status-details-bin"
+# A message goes out three times, once percent-encoded and twice in base64, and quotes what a client
+# or a module named. Beyond 8 KiB of trailing metadata, gRPC's soft limit, a peer refuses answers.
+MAX_MESSAGE_BYTES = 1024
 
 
 class Fault(Exception):  # noqa: N818 - the field's word for this family
@@ -54,8 +58,8 @@ class Fault(Exception):  # noqa: N818 - the field's word for this family
         retry_after_s: float | None = None,
         metadata: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = _clip(message)
+        super().__init__(self.message)
         self.field = field
         self.retry_after_s = retry_after_s
         self.metadata = metadata or {}
@@ -79,6 +83,13 @@ class Fault(Exception):  # noqa: N818 - the field's word for this family
             _pack(status, retry)
         payload: bytes = status.SerializeToString()
         return payload
+
+
+def _clip(message: str) -> str:
+    encoded = message.encode()
+    if len(encoded) <= MAX_MESSAGE_BYTES:
+        return message
+    return encoded[: MAX_MESSAGE_BYTES - 3].decode(errors="ignore") + "..."
 
 
 def _pack(status: status_pb2.Status, detail: object) -> None:
@@ -162,6 +173,13 @@ class QueueFull(Fault):
 
     status = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "QUEUE_FULL"
+
+
+class Overloaded(Fault):
+    """The daemon is out of descriptors or memory, or too many streams are open."""
+
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "OVERLOADED"
 
 
 class StoreFull(Fault):

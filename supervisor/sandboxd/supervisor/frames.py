@@ -97,6 +97,8 @@ class FrameReader:
         return len(self._buffer)
 
     def _check(self, length: int) -> None:
+        if length == 0:
+            raise FrameFlood("an empty frame")
         if length > self.limit_bytes:
             raise FrameTooLong(length, self.limit_bytes)
 

@@ -40,9 +40,14 @@ class LimitPolicy:
 
     def resolve(self, asked: sandbox_pb2.Limits) -> CallLimits:
         """Return the limits that apply. Raises `faults.InvalidRequest` for a time of zero."""
+        wall_time_ms = _positive(asked, "wall_time_ms", self)
+        cpu_time_ms = _positive(asked, "cpu_time_ms", self)
+        if not asked.HasField("cpu_time_ms"):
+            # Whoever asks for more time means to use it.
+            cpu_time_ms = min(max(cpu_time_ms, wall_time_ms), self.maximum.cpu_time_ms)
         return CallLimits(
-            wall_time_ms=_positive(asked, "wall_time_ms", self),
-            cpu_time_ms=_positive(asked, "cpu_time_ms", self),
+            wall_time_ms=wall_time_ms,
+            cpu_time_ms=cpu_time_ms,
             memory_bytes=_bounded(asked, "memory_bytes", self),
             table_elements=_bounded(asked, "table_elements", self),
             output_bytes=_bounded(asked, "output_bytes", self),

@@ -66,12 +66,20 @@ def main(**arguments: Any) -> None:
 
 
 async def _run(chosen: settings.Settings) -> int:
-    # Imported late: --help and bad usage should not wait for gRPC.
-    from sandboxd.supervisor.daemon import Daemon, StartError
+    try:
+        # Imported late: --help and bad usage should not wait for gRPC.
+        from sandboxd.supervisor.daemon import Daemon, StartError
+    except ModuleNotFoundError as error:
+        click.echo(
+            f"sandboxd: {error.name} is missing: the daemon needs more than the client; install "
+            "sandboxd with its extra [server]",
+            err=True,
+        )
+        return EXIT_START_FAILED
 
     try:
         daemon = Daemon(chosen)
-    except UnknownLayer as error:
+    except (StartError, UnknownLayer) as error:
         click.echo(f"sandboxd: {error}", err=True)
         return EXIT_START_FAILED
     loop = asyncio.get_running_loop()

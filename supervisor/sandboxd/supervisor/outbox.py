@@ -1,11 +1,12 @@
 """The outbox: memory that a runner shares with the supervisor for what its guest writes.
 
 Standard output, standard error and log entries go here and not into frames, so that they survive
-the certain kill. The supervisor reads with pread and never maps the file: a runner that shrinks it
-would turn a mapping into SIGBUS, but only makes pread return less. It is sealed against that, too.
+the certain kill; a long result does, so that frames stay short. The supervisor reads with pread and
+never maps the file: a runner that shrinks it would turn a mapping into SIGBUS, but only makes pread
+return less. It is sealed against that, too.
 
-Layout: three little-endian u64 (lengths of standard output, standard error, log) at offset 0; the
-three regions, `capacity_bytes` each, from offset 4096. The log region is a serialized
+Layout: four little-endian u64 (lengths of standard output, standard error, log, result) at offset
+0; the four regions, `capacity_bytes` each, from offset 4096. The log region is a serialized
 `sandboxd.v1.Logs`. The file is sparse: only pages that were written to cost memory.
 """
 
@@ -16,7 +17,9 @@ import os
 import struct
 from dataclasses import dataclass
 
-HEADER = struct.Struct("<QQQ")
+from sandboxd.supervisor.frames import more_fields_than
+
+HEADER = struct.Struct("<QQQQ")
 REGIONS_OFFSET = 4096
 _ZEROS = bytes(HEADER.size)
 # Log entries count 16 bytes each against the output limit (docs/abi.md); on the wire an entry costs
@@ -32,10 +35,11 @@ class Written:
     stdout: bytes
     stderr: bytes
     log: bytes
+    result: bytes
     honest: bool
 
 
-NOTHING = Written(b"", b"", b"", honest=True)
+NOTHING = Written(b"", b"", b"", b"", honest=True)
 
 
 class Outbox:
@@ -44,9 +48,10 @@ class Outbox:
     __slots__ = ("capacity_bytes", "fd")
 
     def __init__(self, output_limit_bytes: int) -> None:
+        self.fd = -1
         self.capacity_bytes = -(-(output_limit_bytes + LOG_OVERHEAD_BYTES) // 4096) * 4096
         self.fd = os.memfd_create("sandboxd-outbox", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.fd, REGIONS_OFFSET + 3 * self.capacity_bytes)
+        os.ftruncate(self.fd, REGIONS_OFFSET + 4 * self.capacity_bytes)
         fcntl.fcntl(
             self.fd,
             fcntl.F_ADD_SEALS,
@@ -62,18 +67,24 @@ class Outbox:
         header = os.pread(self.fd, HEADER.size, 0)
         if header == _ZEROS:
             return NOTHING
-        out, err, log = HEADER.unpack(header)
+        out, err, log, result = HEADER.unpack(header)
         os.pwrite(self.fd, _ZEROS, 0)
         honest = (
-            out + err <= limit_bytes
+            out + err + result <= limit_bytes
             and log <= limit_bytes + LOG_OVERHEAD_BYTES
-            and max(out, err, log) <= self.capacity_bytes
+            and max(out, err, log, result) <= self.capacity_bytes
         )
         if not honest:
             out = min(out, limit_bytes)
             err = min(err, limit_bytes - out)
-            log = 0
-        return Written(self._read(0, out), self._read(1, err), self._read(2, log), honest)
+            log = result = 0
+        written_log = self._read(2, log)
+        if written_log and more_fields_than(written_log, MAX_LOG_ENTRIES, levels=1):
+            # Parsing a million empty entries would hold up everybody.
+            written_log, honest = b"", False
+        return Written(
+            self._read(0, out), self._read(1, err), written_log, self._read(3, result), honest
+        )
 
     def _read(self, region: int, length: int) -> bytes:
         if length == 0:
@@ -83,4 +94,5 @@ class Outbox:
     def __del__(self) -> None:
         # By reference count: a call that still has to read the outbox keeps it alive after its
         # runner is dead.
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)

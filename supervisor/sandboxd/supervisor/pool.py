@@ -39,9 +39,8 @@ JITTER = 0.2
 SWEEP_INTERVAL_S = 5.0
 # A runner that cannot even start is not asked for again at once.
 START_FAILURE_PAUSE_S = 0.5
-# Locking down takes milliseconds. A runner that is not ready after this long is stopped or broken,
-# and would keep the place of one that works.
-START_TIMEOUT_S = 10.0
+# Locking down takes milliseconds. A runner that is not ready by then is stopped or broken.
+START_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +93,7 @@ class Pool:
         self.on_layers: Callable[[Iterable[control_pb2.IsolationLayer]], None] = _ignore
         self._loop = asyncio.get_running_loop()
         self._all: set[Runner] = set()
+        self._start_timers: dict[Runner, asyncio.TimerHandle] = {}
         self._alive = 0
         self._starting = 0
         self._spares: deque[Runner] = deque()
@@ -171,9 +171,9 @@ class Pool:
         waiter = _Waiter(key, fresh, self._loop.create_future())
         self._waiters[waiter] = None
         self._waiters_by_key.setdefault(key, OrderedDict())[waiter] = None
-        self.provision()
         timer = self._loop.call_at(deadline_at, self._expire, waiter)
         try:
+            self.provision()
             return await waiter.future
         except asyncio.CancelledError:
             future = waiter.future
@@ -287,8 +287,18 @@ class Pool:
         while wanted > 0 and self._zygote.has_slot:
             if self._alive >= self.config.capacity and not self._evict():
                 return
-            self._start()
+            try:
+                self._start()
+            except OSError as error:
+                log.error("a runner cannot be started: %s", error.strerror)
+                self._pause()
+                return
             wanted -= 1
+
+    def _pause(self) -> None:
+        """Do not try again at once what has just failed."""
+        self._paused_until = self._loop.time() + START_FAILURE_PAUSE_S
+        self._loop.call_later(START_FAILURE_PAUSE_S + 0.01, self.provision)
 
     def _evict(self) -> bool:
         """Let the idle runner go that was unused for longest; False if there is none."""
@@ -327,15 +337,22 @@ class Pool:
         self._alive += 1
         self._starting += 1
         self.started_total += 1
-        self._loop.call_later(START_TIMEOUT_S, self._check_started, runner)
+        self._start_timers[runner] = self._loop.call_later(
+            START_TIMEOUT_S, self._check_started, runner
+        )
+
+    def _started(self, runner: Runner) -> None:
+        """It is ready, or never will be."""
+        self._starting -= 1
+        self._start_timers.pop(runner).cancel()
 
     def _check_started(self, runner: Runner) -> None:
         if runner.state is State.STARTING:
-            log.error("a runner was not ready within %.0f s; killing it", START_TIMEOUT_S)
-            self.retire(runner)
+            log.error("a runner was not ready within %.0f s; replacing it", START_TIMEOUT_S)
+            runner.kill()
 
     def _on_ready(self, runner: Runner) -> None:
-        self._starting -= 1
+        self._started(runner)
         self._proved("")
         self._place_spare(runner)
 
@@ -349,9 +366,8 @@ class Pool:
     def _on_kill(self, runner: Runner, previous: State) -> None:
         self._alive -= 1
         if previous is State.STARTING:
-            self._starting -= 1
-            self._paused_until = self._loop.time() + START_FAILURE_PAUSE_S
-            self._loop.call_later(START_FAILURE_PAUSE_S, self.provision)
+            self._started(runner)
+            self._pause()
         elif previous in (State.SPARE, State.IDLE):
             self._unlist(runner)
 

@@ -13,6 +13,8 @@ from sandboxd.v1 import call_pb2, sandbox_pb2
 
 # A name longer than this cannot be exported: the compiler refuses such modules.
 MAX_NAME_BYTES = 1024
+# The engine refuses functions with more parameters.
+MAX_ARGUMENTS = 1000
 WASM_MAGIC = b"\0asm"
 # More than this is refused before any guest sees it; a shell's limit is of the same size.
 MAX_WASI_ARGUMENTS = 4096
@@ -105,6 +107,10 @@ def _describe(head: bytes) -> str:
 
 def _check_typed(call: call_pb2.TypedCall) -> None:
     _check_export_name(call.export, "typed.export")
+    if len(call.args) > MAX_ARGUMENTS:
+        raise faults.InvalidRequest(
+            f"a function has at most {MAX_ARGUMENTS} parameters", field="typed.args"
+        )
     for index, value in enumerate(call.args):
         if value.WhichOneof("kind") is None:
             raise faults.InvalidRequest(

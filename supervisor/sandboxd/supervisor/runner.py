@@ -21,12 +21,14 @@ from sandboxd.supervisor.child import Child, ExitStatus
 from sandboxd.supervisor.keys import Key
 from sandboxd.supervisor.lifecycle import Event, State, advance
 from sandboxd.supervisor.outbox import Outbox
+from sandboxd.supervisor.text import for_people
 from sandboxd.v1 import call_pb2
 from sandboxd.wire.v1 import control_pb2, runner_pb2
 
-# A frame that is not a result is small. A result may carry the output limit and this much beside:
-# a backtrace of 64 frames with names of 256 characters, messages of 4 KiB, numbers.
-SMALL_FRAME_BYTES = 256 * 1024
+# Every frame is short: at most a result of 16 KiB, a thousand numbers, or a backtrace of the
+# engine's 20 frames with names of 256 characters. What is longer goes through the outbox. A long
+# frame would be costly to parse, and the process that sends it decides what is in it.
+MAX_FRAME_BYTES = 64 * 1024
 # What a result may hold (see call.proto) and what the engine allows a function to return.
 MAX_BACKTRACE_FRAMES = 64
 MAX_RESULTS = 1000
@@ -38,11 +40,9 @@ _UNCOUNTED_BYTES = 4096
 # The only layers that a runner reports after it has seen a module, when its word is no longer
 # trusted: those that it applies then.
 _LAYERS_AFTER_LOADING = isolation.AFTER_LOADING
-# Of what a runner says for people, this much is passed on.
-MAX_TEXT_CHARS = 512
 # A process that ends closes its socket a moment before the kernel tells of its end. One that lives
 # on for this long has closed it on purpose.
-HANGUP_GRACE_S = 0.1
+_HANGUP_PATIENCE_S = 0.2
 
 _ALLOWED: dict[State, frozenset[str]] = {
     State.STARTING: frozenset({"ready", "failed"}),
@@ -103,15 +103,17 @@ class Runner:
         self._state = State.STARTING
         self._loop = asyncio.get_running_loop()
         self._answer: asyncio.Future[Answer] | None = None
-        self._reader = frames.FrameReader(SMALL_FRAME_BYTES)
+        # The answer, whoever waits for it: a cancelled future cannot take it.
+        self._given: Answer | None = None
+        self._reader = frames.FrameReader(MAX_FRAME_BYTES)
         self._ready_seen = False
-        self._death: Death | None = None
+        self._binding = False
         self._burial: asyncio.Task[None] | None = None
         child.on_data = self._on_data
         child.on_hangup = self._on_hangup
         child.listen()
         child.forked.add_done_callback(lambda _: self._maybe_ready())
-        child.gone.add_done_callback(lambda _: self.kill())
+        child.gone.add_done_callback(lambda _: self._on_gone())
 
     @property
     def state(self) -> State:
@@ -128,21 +130,19 @@ class Runner:
 
     # --- what the pool and a call do with it -----------------------------------------------------
 
-    def begin(
-        self, job: bytes, max_result_bytes: int, key: Key, artifact: Artifact | None
-    ) -> asyncio.Future[Answer]:
+    def begin(self, job: bytes, key: Key, artifact: Artifact | None) -> asyncio.Future[Answer]:
         """Hand it a call, as a serialized RunnerCommand, and return the future of its answer.
 
         A spare needs `artifact`, is bound to `key` first, and the call follows in the same write.
         """
         self._answer = self._loop.create_future()
-        self._reader.limit_bytes = max_result_bytes + SMALL_FRAME_BYTES
         self.executions += 1
         if self._state is State.SPARE:
             assert artifact is not None
             bind = runner_pb2.Bind(artifact_size_bytes=artifact.size_bytes, fuel=key.fuel)
             command = runner_pb2.RunnerCommand(bind=bind).SerializeToString()
             self._advance(Event.BIND)
+            self._binding = True
             self.key = key
             self.child.send(frames.encode(command) + frames.encode(job), artifact.fd)
         else:
@@ -153,19 +153,15 @@ class Runner:
 
     def renew_answer(self) -> asyncio.Future[Answer]:
         """Return a new future for the running call: the one that waited for it was cancelled."""
-        previous = self._answer
         self._answer = self._loop.create_future()
-        if previous is not None and previous.done() and not previous.cancelled():
-            self._answer.set_result(previous.result())
-        elif self._death is not None:
-            # It was buried between the cancellation and this call.
-            self._answer.set_result(self._death)
+        if self._given is not None:
+            self._answer.set_result(self._given)
         return self._answer
 
     def finish(self) -> None:
         """The call was answered cleanly; the runner is free for the next one of its module."""
         self._advance(Event.ANSWERED)
-        self._answer = None
+        self._answer = self._given = None
         self.idle_since = self._loop.time()
 
     def interrupt(self) -> None:
@@ -228,17 +224,25 @@ class Runner:
                 self._breached(f"it could not lock itself down: {reply.failed.message}")
 
     def _answered(self, result: runner_pb2.Result) -> None:
-        answer = self._answer
-        if answer is None or answer.done():
+        if self._given is not None:
             self._breached("a second result for one call")
         elif self.child.unsent_bytes:
             self._breached("a result for a call that it has not read")
         elif breach := _implausible(result):
             self._breached(breach)
         else:
-            answer.set_result(result)
+            self._give(result)
+
+    def _give(self, given: Answer) -> None:
+        self._given = given
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(given)
 
     def _bound(self, bound: runner_pb2.Bound) -> None:
+        if not self._binding:
+            self._breached("bound a second time")
+            return
+        self._binding = False
         if bound.error:
             self._breached(f"it could not load the compiled module: {bound.error}")
             return
@@ -264,31 +268,32 @@ class Runner:
 
     # --- its end ---------------------------------------------------------------------------------
 
+    def _on_gone(self) -> None:
+        self.kill()
+
     def _on_hangup(self) -> None:
-        if self._answer is None or self._answer.done():
+        if self._state in (State.STARTING, State.SPARE, State.IDLE):
             self.kill()
-        else:
-            self._loop.call_later(HANGUP_GRACE_S, self._breached, "it closed its socket")
+        elif self._state not in (State.DYING, State.DEAD) and not self.child.gone.done():
+            # A process that ends closes its socket a moment before it is gone. One that lives on
+            # has hung up on us.
+            self._loop.call_later(_HANGUP_PATIENCE_S, self._check_gone)
+
+    def _check_gone(self) -> None:
+        if not self.child.gone.done() and self._state not in (State.DYING, State.DEAD):
+            self._breached("it closed its socket")
 
     async def _bury(self) -> None:
         exit_status = await self.child.wait_exit()
         self._advance(Event.EXITED)
-        self._death = Death(exit_status, self.breach)
-        answer = self._answer
-        if answer is not None and not answer.done():
-            answer.set_result(self._death)
+        if self._given is None:
+            self._give(Death(exit_status, self.breach))
         self.child.close()
         os.close(self._interrupt_fd)
         self._on_dead(self)
 
 
-def for_people(text: str) -> str:
-    """Return what a process said as one line without control characters, cut to a sane length."""
-    clipped = text[:MAX_TEXT_CHARS]
-    return "".join(char if char.isprintable() else "\ufffd" for char in clipped)
-
-
-def _implausible(result: runner_pb2.Result) -> str:
+def _implausible(result: runner_pb2.Result) -> str:  # noqa: PLR0911 - one for each outcome
     """Say what no honest runner can have put into a result; "" if there is nothing."""
     match result.WhichOneof("outcome"):
         case None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+
+log = logging.getLogger(__name__)
 
 
 class Notifier:
@@ -15,8 +18,12 @@ class Notifier:
         if address:
             self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             self._sock.setblocking(False)
-            # A leading @ stands for the NUL byte of an abstract address.
-            self._sock.connect("\0" + address[1:] if address.startswith("@") else address)
+            try:
+                # A leading @ stands for the NUL byte of an abstract address.
+                self._sock.connect("\0" + address[1:] if address.startswith("@") else address)
+            except OSError as error:
+                log.warning("NOTIFY_SOCKET %s: %s; systemd is told nothing", address, error)
+                self.close()
         self.watchdog_interval_s = _watchdog_interval_s()
 
     def notify(self, *assignments: str) -> None:

@@ -23,23 +23,30 @@ _UNITS_TIME = {"": 1000, "MS": 1, "S": 1000, "M": 60_000, "H": 3_600_000}
 
 
 class SizeType(click.ParamType[int]):
-    """A number of bytes, with an optional suffix."""
+    """A number of bytes, with an optional suffix. `zero` is allowed only if told so."""
 
     name = "size"
 
+    def __init__(self, zero: bool = False) -> None:
+        self._zero = zero
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return bytes; fail on anything else."""
-        return _with_unit(self, value, _UNITS_SIZE, "a size, such as 64MiB", param, ctx)
+        return _with_unit(self, value, _UNITS_SIZE, "a size, such as 64MiB", param, ctx, self._zero)
 
 
 class DurationType(click.ParamType[int]):
-    """A duration, with an optional suffix; seconds without."""
+    """A duration, with an optional suffix; seconds without. `zero` is allowed only if told so."""
 
     name = "duration"
 
+    def __init__(self, zero: bool = False) -> None:
+        self._zero = zero
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return milliseconds; fail on anything else."""
-        return _with_unit(self, value, _UNITS_TIME, "a duration, such as 250ms", param, ctx)
+        example = "a duration, such as 250ms"
+        return _with_unit(self, value, _UNITS_TIME, example, param, ctx, self._zero)
 
 
 def _with_unit(
@@ -49,13 +56,17 @@ def _with_unit(
     example: str,
     param: click.Parameter | None,
     ctx: click.Context | None,
+    zero: bool = False,
 ) -> int:
     if isinstance(value, int):
         return value
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value))
     if match is None or match[2].upper() not in units:
         kind.fail(f"{value!r} is not {example}", param, ctx)
-    return int(float(match[1]) * units[match[2].upper()])
+    number = int(float(match[1]) * units[match[2].upper()])
+    if number == 0 and not zero:
+        kind.fail(f"{value!r} is too small; give {example}", param, ctx)
+    return number
 
 
 def _option(default: Any, help_text: str, kind: Any = None, **extra: Any) -> Any:
@@ -88,7 +99,9 @@ def _default_state() -> Path:
 
 
 SIZE = SizeType()
+SIZE_OR_ZERO = SizeType(zero=True)
 DURATION = DurationType()
+DURATION_OR_ZERO = DurationType(zero=True)
 COUNT = click.IntRange(min=1)
 
 
@@ -125,7 +138,9 @@ class Settings:
     runner_max_executions: int = _option(1000, "Calls that a runner serves before it ends.", COUNT)
     runner_max_age: int = _option("1h", "Age at which a runner ends.", DURATION)
     runner_idle_timeout: int = _option("5m", "Idle time after which a runner ends.", DURATION)
-    grace: int = _option("50ms", "Time between interrupting a guest and killing it.", DURATION)
+    grace: int = _option(
+        "50ms", "Time between interrupting a guest and killing it.", DURATION_OR_ZERO
+    )
     default_wall_time: int = _option("10s", "Wall-clock limit if a call sets none.", DURATION)
     max_wall_time: int = _option("5m", "Highest wall-clock limit that a call can set.", DURATION)
     default_cpu_time: int = _option("10s", "CPU limit if a call sets none.", DURATION)
@@ -146,9 +161,11 @@ class Settings:
     max_artifact: int = _option("512MiB", "Largest compiled module.", SIZE)
     artifact_cache: int = _option("1GiB", "Memory for compiled modules.", SIZE)
     artifact_disk: int = _option(
-        "4GiB", "Disk space for compiled modules; 0 keeps none over a restart.", SIZE
+        "4GiB", "Disk space for compiled modules; 0 keeps none over a restart.", SIZE_OR_ZERO
     )
-    drain: int = _option("10s", "Time that running calls get when the daemon stops.", DURATION)
+    drain: int = _option(
+        "10s", "Time that running calls get when the daemon stops.", DURATION_OR_ZERO
+    )
     user: str = _option(
         "",
         "User, by name or number, that the daemon becomes when started as root. [default: "

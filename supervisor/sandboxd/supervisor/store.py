@@ -9,8 +9,8 @@
 
 A push is written to `incoming`, synced, and renamed into place, which is atomic; then the directory
 is synced, and only then the push is acknowledged. A delete renames the other way. At start every
-entry is read; one that is not whole (it cannot be, short of a damaged disk) is reported and
-left alone, and is not served.
+entry is read; one that is not whole (it cannot be, short of a damaged disk) is reported and not
+served, and left alone until it is pushed again.
 
 All methods that touch the disk block; the services call them in a thread.
 """
@@ -190,14 +190,21 @@ class Store:
 
     def commit(self, tenant: str, incoming: Incoming, meta: module_pb2.Module) -> bool:
         """Make a push durable; False if the module was stored already."""
-        return incoming.commit(meta, self._path(tenant, meta.digest))
+        path = self._path(tenant, meta.digest)
+        if self.get(tenant, meta.digest) is None and path.exists():
+            # It was found damaged at the start. To leave it would lose what is acknowledged now.
+            self._discard(path)
+        return incoming.commit(meta, path)
 
-    def remember(self, tenant: str, meta: module_pb2.Module) -> None:
-        """Enter a committed module into the index. Called on the event loop."""
+    def remember(self, tenant: str, meta: module_pb2.Module) -> module_pb2.Module:
+        """Enter a committed module into the index and return what is stored: the first push's.
+
+        Called on the event loop.
+        """
         modules = self._index.setdefault(tenant, {})
         if meta.digest not in modules:
             bisect.insort(self._order.setdefault(tenant, []), meta.digest)
-        modules[meta.digest] = meta
+        return modules.setdefault(meta.digest, meta)
 
     def forget(self, tenant: str, digest: str) -> bool:
         """Take a module out of the index; False if it is not there. Called on the event loop."""
@@ -209,7 +216,9 @@ class Store:
 
     def remove(self, tenant: str, digest: str) -> None:
         """Remove a forgotten module from the disk, for good."""
-        path = self._path(tenant, digest)
+        self._discard(self._path(tenant, digest))
+
+    def _discard(self, path: Path) -> None:
         trash = self._incoming / secrets.token_hex(8)
         path.rename(trash)
         _sync(path.parent)

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 MAX_PACKET_BYTES = 64 * 1024
 START_TIMEOUT_S = 30.0
 # Forking takes milliseconds. A zygote that has not forked for this long is stopped or broken.
-SPAWN_TIMEOUT_S = 10.0
+SPAWN_TIMEOUT_S = 3.0
 REAP_TIMEOUT_S = 5.0
 
 
@@ -124,13 +124,14 @@ class Zygote:
         """Ask for a child and return it at once; `Child.forked` tells when it exists.
 
         `passed` are the descriptors after the socket (see SpawnRequest); they stay the caller's to
-        close once this returns. Raises `faults.ZygoteLost` if there is no zygote or no uid slot.
+        close once this returns. Raises `faults.ZygoteLost` if there is no zygote or no uid slot,
+        and OSError, with nothing taken, if there are no descriptors left.
         """
         if not self.has_slot:
             raise faults.ZygoteLost("no process can be started now; retry", retry_after_s=0.5)
+        ours, fds = _open_pair(passed)
+        # Nothing below fails: what was taken is given back when the child ends.
         uid = self._free_uids.popleft() if self._slots else 0
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.setblocking(False)
         child = Child(self._next_id, ours, uid)
         self._next_id += 1
         self._children[child.child_id] = child
@@ -145,8 +146,7 @@ class Zygote:
                 processes=limits.processes,
             ),
         )
-        packet = control_pb2.ZygoteCommand(spawn=request).SerializeToString()
-        self._send(packet, [theirs.detach(), *(os.dup(fd) for fd in passed)])
+        self._send(control_pb2.ZygoteCommand(spawn=request).SerializeToString(), fds)
         self._loop.call_later(SPAWN_TIMEOUT_S, self._check_forked, child)
         return child
 
@@ -270,6 +270,21 @@ class Zygote:
             return await asyncio.wait_for(asyncio.shield(self._process.exited), REAP_TIMEOUT_S)
         except TimeoutError:
             return -signal.SIGKILL
+
+
+def _open_pair(passed: Sequence[int]) -> tuple[socket.socket, list[int]]:
+    """Return our end of a child's socket, and what goes to the child: its end and copies."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    fds = [theirs.detach()]
+    try:
+        ours.setblocking(False)
+        for fd in passed:
+            fds.append(os.dup(fd))
+    except OSError:
+        ours.close()
+        _close_all(fds)
+        raise
+    return ours, fds
 
 
 def _nothing() -> None:

@@ -7,8 +7,11 @@ with details; anything else is a bug, is logged with its traceback, and is the o
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import grpc
@@ -16,20 +19,33 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 
 from sandboxd.supervisor import faults
+from sandboxd.supervisor.gate import Gate
 from sandboxd.supervisor.stats import Stats
 
 log = logging.getLogger(__name__)
 
+# What an OSError says when the daemon, not the request, is at its limits.
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+# Streams of answers (health watches, reflection) that may be open at once: they live as long as
+# clients like.
+MAX_STREAMS = 64
+_OPEN: AbstractContextManager[None] = nullcontext()
 _MALFORMED = object()
 _BAD_BYTES = "the bytes are not a protobuf message of this method's request type"
 
 
 class HardenedServer:
-    """Stands in for an `aio.Server` while services are added, and wraps their methods."""
+    """Stands in for an `aio.Server` while services are added, and wraps their methods.
 
-    def __init__(self, server: aio.Server, stats: Stats) -> None:
+    Methods of the services in `gated` are counted by the gate, and refused once it is closed.
+    """
+
+    def __init__(self, server: aio.Server, stats: Stats, gate: Gate, gated: Container[str]) -> None:
         self._server = server
+        self._gate = gate
+        self._gated = gated
         self._stats = stats
+        self._streams = 0
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """Ignored: generated code registers the same methods by name right after."""
@@ -38,20 +54,23 @@ class HardenedServer:
         self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
     ) -> None:
         """Register a service's methods, each one wrapped."""
-        wrapped = {name: self._wrap(handler) for name, handler in handlers.items()}
+        gate = self._gate if service in self._gated else _OPEN
+        wrapped = {name: self._wrap(handler, gate) for name, handler in handlers.items()}
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(service, wrapped),)
         )
         self._server.add_registered_method_handlers(service, wrapped)
 
-    def _wrap(self, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    def _wrap(
+        self, handler: grpc.RpcMethodHandler[Any, Any], gate: AbstractContextManager[None]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
         decode = _tolerant(handler.request_deserializer)
         encode = handler.response_serializer
         if handler.unary_unary is not None:
-            behaviour = self._unary(handler.unary_unary)
+            behaviour = self._unary(handler.unary_unary, gate)
             return grpc.unary_unary_rpc_method_handler(behaviour, decode, encode)
         if handler.stream_unary is not None:
-            streamed = self._stream_in(handler.stream_unary)
+            streamed = self._stream_in(handler.stream_unary, gate)
             return grpc.stream_unary_rpc_method_handler(streamed, decode, encode)
         if handler.unary_stream is not None:
             streaming = self._stream_out(handler.unary_stream)
@@ -59,21 +78,27 @@ class HardenedServer:
         both = self._stream_both(handler.stream_stream)
         return grpc.stream_stream_rpc_method_handler(both, decode, encode)
 
-    def _unary(self, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def _unary(
+        self, method: Callable[..., Awaitable[Any]], gate: AbstractContextManager[None]
+    ) -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
             try:
                 if request is _MALFORMED:
                     raise faults.MalformedMessage(_BAD_BYTES)
-                return await method(request, context)
+                with gate:
+                    return await method(request, context)
             except Exception as error:  # noqa: BLE001 - the last line before the transport
                 await self._refuse(context, error)
 
         return call
 
-    def _stream_in(self, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def _stream_in(
+        self, method: Callable[..., Awaitable[Any]], gate: AbstractContextManager[None]
+    ) -> Callable[..., Awaitable[Any]]:
         async def call(requests: AsyncIterator[Any], context: aio.ServicerContext[Any, Any]) -> Any:
             try:
-                return await method(_checked(requests), context)
+                with gate:
+                    return await method(_checked(requests), context)
             except Exception as error:  # noqa: BLE001 - the last line before the transport
                 await self._refuse(context, error)
 
@@ -85,11 +110,22 @@ class HardenedServer:
             try:
                 if request is _MALFORMED:
                     raise faults.MalformedMessage(_BAD_BYTES)
-                await method(request, context)
+                with self._stream():
+                    await method(request, context)
             except Exception as error:  # noqa: BLE001 - the last line before the transport
                 await self._refuse(context, error)
 
         return call
+
+    @contextlib.contextmanager
+    def _stream(self) -> Iterator[None]:
+        if self._streams >= MAX_STREAMS:
+            raise faults.Overloaded(f"{MAX_STREAMS} streams are open already", retry_after_s=1.0)
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
 
     def _stream_both(self, method: Callable[..., Any] | None) -> Callable[..., AsyncIterator[Any]]:
         assert method is not None, "one of the four kinds of a method is set"
@@ -98,8 +134,9 @@ class HardenedServer:
             requests: AsyncIterator[Any], context: aio.ServicerContext[Any, Any]
         ) -> AsyncIterator[Any]:
             try:
-                async for response in method(_checked(requests), context):
-                    yield response
+                with self._stream():
+                    async for response in method(_checked(requests), context):
+                        yield response
             except Exception as error:  # noqa: BLE001 - the last line before the transport
                 await self._refuse(context, error)
 
@@ -108,6 +145,9 @@ class HardenedServer:
     async def _refuse(self, context: aio.ServicerContext[Any, Any], error: Exception) -> None:
         if isinstance(error, aio.AbortError):
             raise error
+        if isinstance(error, OSError) and error.errno in _SHORTAGES:
+            log.error("out of resources: %s", error.strerror)
+            error = faults.Overloaded("the daemon is out of resources; retry", retry_after_s=1.0)
         if not isinstance(error, faults.Fault):
             log.error("a bug, answered with INTERNAL", exc_info=error)
             self._stats.fault("INTERNAL")

@@ -22,6 +22,9 @@ T = TypeVar("T")
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
+MAX_PUSHES = 64
+# A push whose next bytes do not come for this long is given up.
+PUSH_IDLE_TIMEOUT_S = 30.0
 
 
 class ModuleService(module_pb2_grpc.ModuleServiceServicer):
@@ -32,6 +35,7 @@ class ModuleService(module_pb2_grpc.ModuleServiceServicer):
         self._compiles = compiles
         # Index and disk change together: a push and a delete of one digest must not interleave.
         self._writing = asyncio.Lock()
+        self._pushes = 0
 
     async def Push(
         self,
@@ -39,7 +43,17 @@ class ModuleService(module_pb2_grpc.ModuleServiceServicer):
         context: aio.ServicerContext[Any, Any],
     ) -> module_pb2.PushResponse:
         """See module.proto."""
-        remaining = context.time_remaining()
+        if self._pushes >= MAX_PUSHES:
+            raise faults.Overloaded(f"{MAX_PUSHES} pushes are under way", retry_after_s=1.0)
+        self._pushes += 1
+        try:
+            return await self._push(request_iterator, context.time_remaining())
+        finally:
+            self._pushes -= 1
+
+    async def _push(
+        self, request_iterator: AsyncIterator[module_pb2.PushRequest], remaining: float | None
+    ) -> module_pb2.PushResponse:
         incoming = self._store.begin()
         try:
             async with asyncio.timeout(remaining):
@@ -71,7 +85,7 @@ class ModuleService(module_pb2_grpc.ModuleServiceServicer):
         if known is None:
             known = _describe(incoming, artifact)
             # Shielded: once the rename is under way the outcome must be entered in the index.
-            created = await _to_the_end(self._commit(tenant, incoming, known))
+            known, created = await _to_the_end(self._commit(tenant, incoming, known))
         saving = self._compiles.keep(key, artifact)
         if saving is not None:
             await asyncio.shield(saving)
@@ -79,11 +93,12 @@ class ModuleService(module_pb2_grpc.ModuleServiceServicer):
             module=known, created=created, compile_time_ns=int(elapsed_s * 1e9)
         )
 
-    async def _commit(self, tenant: str, incoming: Incoming, meta: module_pb2.Module) -> bool:
+    async def _commit(
+        self, tenant: str, incoming: Incoming, meta: module_pb2.Module
+    ) -> tuple[module_pb2.Module, bool]:
         async with self._writing:
             created = await asyncio.to_thread(self._store.commit, tenant, incoming, meta)
-            self._store.remember(tenant, meta)
-        return created
+            return self._store.remember(tenant, meta), created
 
     async def Get(
         self, request: module_pb2.GetRequest, context: aio.ServicerContext[Any, Any]
@@ -155,7 +170,7 @@ async def _receive(
 ) -> module_pb2.PushHeader:
     header = module_pb2.PushHeader()
     first = True
-    async for part in parts:
+    while (part := await _next(parts)) is not None:
         match part.WhichOneof("part"):
             case "header" if first:
                 header = part.header
@@ -171,6 +186,16 @@ async def _receive(
         first = False
     requests.check_magic(incoming.head)
     return header
+
+
+async def _next(parts: AsyncIterator[module_pb2.PushRequest]) -> module_pb2.PushRequest | None:
+    try:
+        async with asyncio.timeout(PUSH_IDLE_TIMEOUT_S):
+            return await anext(parts, None)
+    except TimeoutError:
+        raise faults.InvalidRequest(
+            f"no more bytes came for {PUSH_IDLE_TIMEOUT_S:.0f} s; nothing was kept", field="chunk"
+        ) from None
 
 
 def _check_claims(incoming: Incoming, header: module_pb2.PushHeader) -> None:

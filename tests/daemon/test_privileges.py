@@ -1,0 +1,193 @@
+"""What the kernel says about the processes, as root and as an ordinary user.
+
+The daemon claims layers of isolation in its status; these tests look at the processes instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tests.daemon.calls import calling, i32, i64, typed, wasi
+
+from sandboxd.v1 import admin_pb2, sandbox_pb2
+
+# Nobody, by convention; it needs no entry in the user database.
+ORDINARY_USER = 65534
+
+
+def can_run_as(user: int) -> bool:
+    """True if this user can read the interpreter and the packages under test."""
+    code = "import sandboxd.supervisor.daemon, sandboxd.runner.zygote, wasmtime"
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", code],
+            user=user,
+            group=user,
+            extra_groups=[],
+            capture_output=True,
+            check=False,
+        )
+    except PermissionError:
+        return False
+    return ended.returncode == 0
+
+
+@pytest.fixture(scope="module", params=["as we are", "ordinary user"])
+def started(request: pytest.FixtureRequest, start_daemon: Any) -> Iterator[Any]:
+    """A daemon of the tests' own user, and, if that is root, one of an ordinary user."""
+    user = None
+    if request.param == "ordinary user":
+        if os.geteuid() != 0:
+            pytest.skip("the tests run as an ordinary user: the other daemon is this one")
+        if not can_run_as(ORDINARY_USER):
+            pytest.skip(f"an ordinary user cannot read {sys.prefix} or what it links to")
+        user = ORDINARY_USER
+    with start_daemon(user=user) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def busy_pids(started: Any, sink_wasm: bytes) -> Iterator[list[int]]:
+    """Two runners that work, so that every layer has been applied to them."""
+    with calling(started) as caller:
+        digest = started.push(sink_wasm)
+        pending = [
+            caller.sandbox.Execute.future(
+                typed(digest, "sleep", i64(600_000), wall_time_ms=250_000)
+            )
+            for _ in range(2)
+        ]
+
+        def busy(status: admin_pb2.GetStatusResponse) -> list[int]:
+            # Not those that are still binding.
+            return [one.pid for one in status.runners if one.state == admin_pb2.RUNNER_STATE_BUSY]
+
+        yield busy(started.wait_status(lambda status: len(busy(status)) == 2))
+        for call in pending:
+            call.cancel()
+
+
+def kernel_status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def layer(daemon: Any, name: str) -> Any:
+    (found,) = [one for one in daemon.status().layers if one.name == name]
+    return found
+
+
+def test_calls_of_every_kind_work(started: Any, sink_wasm: bytes, guests: Path) -> None:
+    with calling(started) as caller:
+        digest = started.push(sink_wasm)
+        assert caller.execute(typed(digest, "add", i32(1), i32(2))).completed.results[0].i32 == 3
+        words = (guests / "c" / "word_count.wasm").read_bytes()
+        assert caller.execute(wasi(words, "wc", stdin=b"a b\n")).stdout.split() == [
+            b"1",
+            b"2",
+            b"4",
+        ]
+        looped = caller.execute(typed(digest, "spin", wall_time_ms=700)).deadline_exceeded
+        assert looped.stop.stage == sandbox_pb2.STAGE_RUN
+        slept = caller.execute(typed(digest, "sleep", i64(60_000), wall_time_ms=700))
+        assert slept.deadline_exceeded.stop.method == sandbox_pb2.STOP_METHOD_KILLED
+        assert slept.stdout == b"before\n"
+
+
+def test_a_runner_has_no_privilege_and_two_filters(busy_pids: list[int]) -> None:
+    for pid in busy_pids:
+        status = kernel_status(pid)
+        assert status["NoNewPrivs"] == "1"
+        assert status["Seccomp"] == "2"
+        assert int(status["Seccomp_filters"]) >= 2
+        for capabilities in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert int(status[capabilities], 16) == 0, capabilities
+
+
+def test_a_runner_is_not_root_and_shares_its_user_with_no_other_where_it_can(
+    started: Any, busy_pids: list[int]
+) -> None:
+    uids = [kernel_status(pid)["Uid"].split() for pid in busy_pids]
+    for real, *others in uids:
+        assert others == [real] * 3
+        assert real != "0"
+        if os.geteuid() != 0:
+            assert int(real) == os.geteuid()
+        elif started.user is not None:
+            assert int(real) == started.user
+    if os.geteuid() == 0 and started.user is None:
+        assert layer(started, "uid").active
+        assert uids[0] != uids[1], "each runner has a user id of its own"
+
+
+def test_namespaces_are_entered_exactly_if_the_status_says_so(
+    started: Any, busy_pids: list[int]
+) -> None:
+    told = layer(started, "namespaces")
+    for kind in ("mnt", "pid", "net", "ipc", "uts"):
+        ours = os.readlink(f"/proc/{started.pid}/ns/{kind}")
+        for pid in busy_pids:
+            try:
+                theirs = os.readlink(f"/proc/{pid}/ns/{kind}")
+            except PermissionError:
+                pytest.skip("only root can look: the runner is not dumpable")
+            assert (theirs != ours) == told.active, (kind, told)
+
+
+def test_a_runner_sees_an_empty_root_exactly_if_the_status_says_so(
+    started: Any, busy_pids: list[int]
+) -> None:
+    told = layer(started, "empty-root")
+    for pid in busy_pids:
+        with contextlib.suppress(PermissionError):
+            entries = os.listdir(f"/proc/{pid}/root")
+            assert (entries == []) == told.active, (entries, told)
+
+
+def test_a_runner_holds_few_descriptors_and_none_of_the_daemons(
+    started: Any, busy_pids: list[int]
+) -> None:
+    for pid in busy_pids:
+        try:
+            names = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        except PermissionError:
+            pytest.skip("only root can look: the runner is not dumpable")
+        assert len(names) <= 12, names
+        files = [name for name in names if name.startswith("/")]
+        assert not [name for name in files if not name.startswith("/memfd:")], names
+
+
+def test_the_limits_of_a_runner_are_in_force(busy_pids: list[int]) -> None:
+    for pid in busy_pids:
+        try:
+            limits = Path(f"/proc/{pid}/limits").read_text()
+        except PermissionError:
+            pytest.skip("only root can look: the runner is not dumpable")
+        rows = {line[:25].strip(): line[25:].split() for line in limits.splitlines()}
+        assert rows["Max core file size"][:2] == ["0", "0"]
+        for name in ("Max data size", "Max cpu time", "Max file size", "Max open files"):
+            assert rows[name][0].isdigit(), rows[name]
+
+
+def test_every_layer_that_is_required_is_active(started: Any, busy_pids: list[int]) -> None:
+    assert busy_pids
+    layers = {one.name: one for one in started.status().layers}
+    required = {
+        *("descriptors", "session", "rlimits", "capabilities", "no-new-privs", "non-dumpable"),
+        *("landlock", "libffi-page", "parent-death", "seccomp", "seccomp-sealed"),
+    }
+    assert required <= {name for name, one in layers.items() if one.active}, layers
+    assert all(one.detail for one in layers.values())
+
+
+def test_the_daemon_itself_keeps_its_user(started: Any) -> None:
+    wanted = os.geteuid() if started.user is None else started.user
+    assert psutil.Process(started.pid).uids().effective == wanted

@@ -1,0 +1,164 @@
+"""Stand-ins for processes, at the seam between the pool and the zygote.
+
+A `FakeZygote` hands out `FakeChild`ren, which say what a test has them say and die when it is due.
+Everything above them (runner, pool, executor) is the real thing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from sandboxd.supervisor import frames
+from sandboxd.supervisor.artifacts import Artifact, ModuleInfo
+from sandboxd.supervisor.child import Child, ExitStatus
+from sandboxd.supervisor.keys import Key
+from sandboxd.supervisor.pool import Pool, PoolConfig
+from sandboxd.supervisor.runner import Runner
+from sandboxd.supervisor.zygote import ChildLimits, Zygote
+from sandboxd.v1 import call_pb2
+from sandboxd.wire.v1 import runner_pb2
+
+LIMITS = ChildLimits(data_bytes=1 << 20, cpu_seconds=1, file_size_bytes=1 << 20, processes=1)
+MAX_OUTPUT_BYTES = 64 * 1024
+
+
+def key(name: str) -> Key:
+    return Key("default", name, fuel=False)
+
+
+def result(**outcome: object) -> runner_pb2.RunnerReply:
+    """A runner's answer; that the call completed, if nothing else is given."""
+    chosen = outcome or {"completed": call_pb2.Completed()}
+    return runner_pb2.RunnerReply(result=runner_pb2.Result(**chosen))  # type: ignore[arg-type]
+
+
+READY = runner_pb2.RunnerReply(ready=runner_pb2.Ready())
+BOUND = runner_pb2.RunnerReply(bound=runner_pb2.Bound())
+DONE = result()
+
+
+class FakeChild:
+    """What a `Runner` needs of a `Child`, without a process."""
+
+    def __init__(self, pid: int) -> None:
+        loop = asyncio.get_running_loop()
+        self.pid = pid
+        self.started_at = loop.time()
+        self.forked: asyncio.Future[None] = loop.create_future()
+        self.gone: asyncio.Future[None] = loop.create_future()
+        self.on_data: Callable[[bytes], None] | None = None
+        self.on_hangup: Callable[[], None] | None = None
+        self.on_sent: Callable[[bytes], None] | None = None
+        self.outbox_fd = -1
+        self.sent = bytearray()
+        self.kills = 0
+        self.cpu_ns = 0
+        self.exit_status: ExitStatus | None = None
+        self.closed = False
+        self.forked.set_result(None)
+
+    def listen(self) -> None:
+        """Nothing to do: `say` delivers at once."""
+
+    def send(self, frame: bytes, fd: int | None = None) -> None:
+        self.sent += frame
+        if self.on_sent is not None:
+            self.on_sent(frame)
+
+    def say(self, *replies: runner_pb2.RunnerReply) -> None:
+        """Deliver these frames in one read."""
+        self.say_bytes(b"".join(frames.encode(reply.SerializeToString()) for reply in replies))
+
+    def say_bytes(self, data: bytes) -> None:
+        if self.on_data is not None:
+            self.on_data(data)
+
+    def kill(self) -> None:
+        self.kills += 1
+        if self.exit_status is None:
+            asyncio.get_running_loop().call_soon(self.end, -signal.SIGKILL)
+
+    def end(self, status: int, known: bool = True) -> None:
+        """The process ends; the kernel's word and the zygote's report come together."""
+        if self.exit_status is None:
+            self.exit_status = ExitStatus(status, self.cpu_ns, 4096, known)
+            self.gone.set_result(None)
+
+    async def wait_exit(self) -> ExitStatus:
+        await asyncio.shield(self.gone)
+        assert self.exit_status is not None
+        return self.exit_status
+
+    def cpu_time_ns(self) -> int:
+        return self.cpu_ns
+
+    def peak_rss_bytes(self) -> int:
+        return 4096
+
+    def close(self) -> None:
+        self.closed = True
+        self.on_data = self.on_hangup = None
+        if self.outbox_fd >= 0:
+            os.close(self.outbox_fd)
+            self.outbox_fd = -1
+
+
+class FakeZygote:
+    """Forks nothing. Its children report that they are ready one turn later, unless told not to."""
+
+    def __init__(self, ready_at_once: bool = True) -> None:
+        self.children: list[FakeChild] = []
+        self.ready_at_once = ready_at_once
+        self.has_slot = True
+
+    def spawn(self, kind: int, passed: Sequence[int], limits: ChildLimits) -> Child:
+        child = FakeChild(pid=1000 + len(self.children))
+        child.outbox_fd = os.dup(passed[-1])
+        self.children.append(child)
+        if self.ready_at_once:
+            asyncio.get_running_loop().call_soon(child.say, READY)
+        return cast(Child, child)
+
+    def lose(self) -> None:
+        """Every child dies with the zygote, and nobody reaps them."""
+        for child in self.children:
+            child.end(0, known=False)
+
+
+def fake_child(runner: Runner) -> FakeChild:
+    return cast(FakeChild, runner.child)
+
+
+def module_artifact() -> Artifact:
+    return Artifact(os.memfd_create("artifact"), 1, ModuleInfo.of((), ()))
+
+
+def pool_config(**changes: float) -> PoolConfig:
+    """A roomy pool in which nothing expires, but for `changes`."""
+    chosen = {
+        "capacity": 4,
+        "spares": 0,
+        "queue_capacity": 100,
+        "max_executions": 1_000_000,
+        "max_age_s": 1e6,
+        "idle_timeout_s": 1e6,
+        "max_output_bytes": MAX_OUTPUT_BYTES,
+        **changes,
+    }
+    return PoolConfig(limits=LIMITS, **chosen)  # type: ignore[arg-type]
+
+
+def make_pool(zygote: FakeZygote, **changes: float) -> Pool:
+    pool = Pool(pool_config(**changes))
+    pool.use_zygote(cast(Zygote, zygote), 1)
+    return pool
+
+
+async def turn(times: int = 5) -> None:
+    """Let the loop turn: what is due at once happens."""
+    for _ in range(times):
+        await asyncio.sleep(0)

@@ -1,0 +1,245 @@
+"""What a runner may say when: everything else is a breach, and the end of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import cast
+
+import pytest
+from tests.supervisor.fakes import (
+    BOUND,
+    DONE,
+    MAX_OUTPUT_BYTES,
+    READY,
+    FakeChild,
+    key,
+    module_artifact,
+    result,
+    turn,
+)
+
+from sandboxd.supervisor import frames
+from sandboxd.supervisor.child import Child
+from sandboxd.supervisor.lifecycle import State
+from sandboxd.supervisor.outbox import Outbox
+from sandboxd.supervisor.runner import MAX_FRAME_BYTES, Answer, Death, Runner
+from sandboxd.v1 import call_pb2
+from sandboxd.wire.v1 import runner_pb2
+
+JOB = runner_pb2.RunnerCommand(execute=runner_pb2.Execute()).SerializeToString()
+FAILED = runner_pb2.RunnerReply(failed=runner_pb2.Failed(message="no landlock"))
+EMPTY = runner_pb2.RunnerReply()
+NO_OUTCOME = runner_pb2.RunnerReply(result=runner_pb2.Result())
+NOT_BOUND = runner_pb2.RunnerReply(bound=runner_pb2.Bound(error="damaged"))
+
+
+class Bench:
+    """A real Runner on a fake child."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.layers: list[str] = []
+        read_end, self.interrupt_write = os.pipe2(os.O_NONBLOCK)
+        self.interrupt_read = read_end
+        self.child = FakeChild(pid=7)
+        self.runner = Runner(
+            cast(Child, self.child),
+            Outbox(MAX_OUTPUT_BYTES),
+            self.interrupt_write,
+            lambda layers: self.layers.extend(layer.name for layer in layers),
+            lambda _: self.heard.append("ready"),
+            lambda _, previous: self.heard.append(f"kill while {previous.value}"),
+            lambda _: self.heard.append("dead"),
+        )
+        self.answer: asyncio.Future[Answer] | None = None
+
+    def reach(self, state: State) -> None:
+        """Go the ordinary way to a state."""
+        ways: dict[State, list[Callable[[], None]]] = {
+            State.STARTING: [],
+            State.SPARE: [self.get_ready],
+            State.BINDING: [self.get_ready, self.begin],
+            State.BUSY: [self.get_ready, self.begin, self.bind],
+            State.STOPPING: [self.get_ready, self.begin, self.bind, self.runner.interrupt],
+            State.IDLE: [self.get_ready, self.begin, self.bind, self.answer_it, self.runner.finish],
+        }
+        for step in ways[state]:
+            step()
+        assert self.runner.state is state
+
+    def get_ready(self) -> None:
+        self.child.say(READY)
+
+    def begin(self) -> None:
+        self.answer = self.runner.begin(JOB, key("a"), module_artifact())
+
+    def bind(self) -> None:
+        self.child.say(BOUND)
+
+    def answer_it(self) -> None:
+        self.child.say(DONE)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    made = Bench()
+    yield made
+    made.runner.kill()
+    await made.runner.wait_dead()
+    os.close(made.interrupt_read)
+    assert made.runner.state is State.DEAD
+    assert made.child.closed
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(made.interrupt_write)
+
+
+LAWFUL = {
+    (State.STARTING, "ready"),
+    (State.BINDING, "bound"),
+    (State.BUSY, "result"),
+    (State.STOPPING, "result"),
+}
+WORDS = {"ready": READY, "failed": FAILED, "bound": BOUND, "result": DONE, "nothing": EMPTY}
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize(
+    "state", [s for s in State if s not in (State.DYING, State.DEAD)], ids=lambda s: s.value
+)
+async def test_what_its_state_does_not_allow_ends_it(bench: Bench, state: State, word: str) -> None:
+    bench.reach(state)
+    bench.child.say(WORDS[word])
+    if (state, word) in LAWFUL:
+        assert bench.child.kills == 0
+        return
+    assert bench.child.kills == 1
+    assert bench.runner.state is State.DYING
+    assert bench.runner.breach
+
+
+@pytest.mark.parametrize("state", [State.STARTING, State.BUSY], ids=lambda s: s.value)
+@pytest.mark.parametrize(
+    "data",
+    [
+        (MAX_FRAME_BYTES * 2).to_bytes(4, "little"),
+        b"\xff\xff\xff\xff",
+        frames.encode(b"\xff"),
+        frames.encode(b"\x0a\x05ab"),
+    ],
+    ids=["too long", "4 GiB", "not a message", "cut short"],
+)
+async def test_bytes_that_are_not_a_message_end_it(bench: Bench, state: State, data: bytes) -> None:
+    bench.reach(state)
+    bench.child.say_bytes(data)
+    assert bench.runner.breach
+    assert bench.runner.state is State.DYING
+
+
+@pytest.mark.parametrize(
+    "replies", [(DONE, DONE), (NO_OUTCOME,)], ids=["two results", "no outcome"]
+)
+async def test_a_call_has_one_result_with_an_outcome(
+    bench: Bench, replies: tuple[runner_pb2.RunnerReply, ...]
+) -> None:
+    bench.reach(State.BUSY)
+    bench.child.say(*replies)
+    assert bench.runner.breach
+
+
+async def test_a_result_may_be_as_long_as_a_frame(bench: Bench) -> None:
+    bench.reach(State.BUSY)
+    output = bytes(MAX_FRAME_BYTES - 50)
+    bench.child.say(result(completed=call_pb2.Completed(output=output)))
+    assert bench.answer is not None
+    answer = bench.answer.result()
+    assert isinstance(answer, runner_pb2.Result)
+    assert answer.completed.output == output
+
+
+async def test_a_module_that_cannot_be_loaded_is_a_breach(bench: Bench) -> None:
+    bench.reach(State.BINDING)
+    bench.child.say(NOT_BOUND)
+    assert "damaged" in bench.runner.breach
+    assert bench.answer is not None
+    death = await bench.answer
+    assert isinstance(death, Death)
+    assert "damaged" in death.breach
+
+
+async def test_its_death_answers_the_call(bench: Bench) -> None:
+    bench.reach(State.BUSY)
+    bench.child.end(-11)
+    assert bench.answer is not None
+    death = await bench.answer
+    assert isinstance(death, Death)
+    assert (death.exit_status.status, death.breach) == (-11, "")
+    await turn()
+    assert bench.heard == ["ready", "kill while busy", "dead"]
+
+
+async def test_a_hangup_of_a_process_that_lives_on_is_a_breach(bench: Bench) -> None:
+    bench.reach(State.BUSY)
+    assert bench.child.on_hangup is not None
+    bench.child.on_hangup()
+    assert bench.answer is not None
+    death = await bench.answer
+    assert isinstance(death, Death)
+    assert death.breach == "it closed its socket"
+    assert bench.child.kills == 1
+
+
+async def test_a_second_word_that_it_is_bound_is_a_breach(bench: Bench) -> None:
+    bench.reach(State.STOPPING)
+    bench.child.say(BOUND)
+    assert bench.runner.breach == "bound a second time"
+
+
+async def test_an_answer_that_nobody_could_take_is_not_lost(bench: Bench) -> None:
+    bench.reach(State.BUSY)
+    assert bench.answer is not None
+    bench.answer.cancel()
+    bench.child.end(-9)
+    await turn()
+    await turn()
+    assert isinstance(await bench.runner.renew_answer(), Death)
+
+
+async def test_an_interrupt_writes_one_byte_to_its_pipe(bench: Bench) -> None:
+    bench.reach(State.STOPPING)
+    assert os.read(bench.interrupt_read, 10) == b"!"
+
+
+async def test_the_word_that_it_is_bound_may_come_after_the_stop(bench: Bench) -> None:
+    bench.reach(State.BINDING)
+    bench.runner.interrupt()
+    bench.child.say(BOUND, DONE)
+    assert bench.answer is not None
+    assert bench.answer.done()
+    assert bench.runner.state is State.STOPPING
+
+
+async def test_it_tells_the_layers_that_it_verified_before_and_after_loading(bench: Bench) -> None:
+    for reply, name in ((READY, "seccomp"), (BOUND, "seccomp-sealed")):
+        told = runner_pb2.RunnerReply.FromString(reply.SerializeToString())
+        part = told.ready if name == "seccomp" else told.bound
+        part.layers.add(name=name, active=True)
+        bench.child.say(told)
+        if name == "seccomp":
+            bench.begin()
+    assert bench.layers == ["seccomp", "seccomp-sealed"]
+
+
+async def test_it_is_bound_once_and_the_call_follows_in_the_same_write(bench: Bench) -> None:
+    bench.reach(State.IDLE)
+    sent = [
+        runner_pb2.RunnerCommand.FromString(payload).WhichOneof("command")
+        for payload in frames.FrameReader(1 << 20).feed(bytes(bench.child.sent))
+    ]
+    assert sent == ["bind", "execute"]
+    bench.begin()
+    assert bench.runner.executions == 2
+    assert bench.runner.state is State.BUSY
+    with pytest.raises(AssertionError, match="one module for life"):
+        bench.runner.begin(JOB, key("b"), None)

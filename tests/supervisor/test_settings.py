@@ -1,0 +1,143 @@
+"""Settings: one definition yields the flag, the environment variable and the help."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandboxd.supervisor import settings
+from sandboxd.supervisor.main import main
+from sandboxd.supervisor.settings import DURATION, SIZE, Settings
+
+FIELDS = dataclasses.fields(Settings)
+# A value for every kind of setting that is no setting's default, as an operator would write it.
+WRITTEN = {
+    "size": ("3MiB", 3 * 1024 * 1024),
+    "duration": ("1.5s", 1500),
+    "integer range": ("17", 17),
+}
+SPECIAL = {
+    "listen": ("unix:///x/y", ("unix:///x/y",)),
+    "state_dir": ("/x/z", Path("/x/z")),
+    "namespaces": ("off", "off"),
+    "log_level": ("error", "error"),
+}
+
+
+def example(field: dataclasses.Field[Any]) -> tuple[str, Any]:
+    if field.name in SPECIAL:
+        return SPECIAL[field.name]
+    kind = field.metadata["type"]
+    return WRITTEN[kind.name] if kind is not None else ("some-text", "some-text")
+
+
+def parse(arguments: list[str], environment: dict[str, str] | None = None) -> Settings:
+    """What the daemon would start with."""
+    parsed: list[Settings] = []
+
+    @click.command()
+    @settings.options
+    def command(**given: Any) -> None:
+        parsed.append(settings.from_arguments(given))
+
+    result = CliRunner().invoke(command, arguments, env=environment, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return parsed[0]
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_flag_and_environment_variable_mean_the_same(field: dataclasses.Field[Any]) -> None:
+    flag = "--" + field.name.replace("_", "-")
+    variable = "SANDBOXD_" + field.name.upper()
+    if field.name == "insecure_tcp":
+        assert parse([flag]).insecure_tcp is parse([], {variable: "1"}).insecure_tcp is True
+        return
+    written, wanted = example(field)
+    changed = parse([flag, written])
+    assert getattr(changed, field.name) == wanted
+    assert changed == parse([], {variable: written})
+    assert changed == dataclasses.replace(parse([]), **{field.name: wanted})
+
+
+def test_a_flag_goes_before_the_environment() -> None:
+    assert parse(["--max-runners", "3"], {"SANDBOXD_MAX_RUNNERS": "4"}).max_runners == 3
+
+
+def test_several_addresses_can_be_given_both_ways() -> None:
+    wanted = ("unix:///a", "tcp://127.0.0.1:0")
+    assert parse(["--listen", wanted[0], "--listen", wanted[1]]).listen == wanted
+    assert parse([], {"SANDBOXD_LISTEN": " ".join(wanted)}).listen == wanted
+
+
+def test_help_lists_every_setting_with_variable_and_default() -> None:
+    output = CliRunner().invoke(main, ["--help"]).output
+    for field in FIELDS:
+        assert "--" + field.name.replace("_", "-") in output
+        assert "SANDBOXD_" + field.name.upper() in output
+        assert field.metadata["help"].split()[0] in output
+    assert "default: 512MiB" in output
+
+
+def test_defaults_are_in_bytes_and_milliseconds() -> None:
+    default = parse([])
+    assert default.max_memory == 512 * 1024 * 1024
+    assert default.grace == 50
+    assert default.runner_max_age == 3_600_000
+
+
+SIZES = {"": 1, "B": 1, "KiB": 2**10, "kib": 2**10, "MiB": 2**20, "GIB": 2**30}
+DURATIONS = {"": 1000, "ms": 1, "MS": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
+
+
+@given(st.integers(1, 2**40), st.sampled_from(sorted(SIZES)), st.sampled_from(["", " "]))
+def test_sizes_take_a_suffix(number: int, unit: str, space: str) -> None:
+    assert SIZE.convert(f"{number}{space}{unit}", None, None) == number * SIZES[unit]
+
+
+@given(st.integers(1, 2**31), st.sampled_from(sorted(DURATIONS)))
+def test_durations_take_a_suffix(number: int, unit: str) -> None:
+    assert DURATION.convert(f"{number}{unit}", None, None) == number * DURATIONS[unit]
+
+
+def test_fractions_are_understood() -> None:
+    assert SIZE.convert("1.5KiB", None, None) == 1536
+    assert DURATION.convert("0.25s", None, None) == 250
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1s", "1d", "1e3", "1 2", "MiB", "0x10", "1MiBs"])
+@pytest.mark.parametrize("kind", [SIZE, DURATION])
+def test_nonsense_is_refused_with_an_example(kind: Any, text: str) -> None:
+    with pytest.raises(click.BadParameter, match="such as"):
+        kind.convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--max-runners", "0"],
+        ["--spare-runners", "-1"],
+        ["--grace", "soon"],
+        ["--max-memory", "1TB"],
+        ["--namespaces", "maybe"],
+        ["--no-such-flag"],
+        ["surplus"],
+        # Zero would refuse every call that does not set the limit itself.
+        ["--default-wall-time", "0"],
+        ["--max-cpu-time", "0s"],
+        ["--compile-wall-time", "0.1ms"],
+        ["--max-module", "0"],
+    ],
+    ids=" ".join,
+)
+def test_bad_usage_ends_with_2_and_a_word(arguments: list[str]) -> None:
+    # Were it not refused, the daemon could not start there either.
+    result = CliRunner().invoke(main, ["--state-dir", "/dev/null/state", *arguments])
+    assert result.exit_code == 2
+    assert "Error" in result.output
