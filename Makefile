@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format proto guests guests-check interpreter clean bench-lockdown seccomp-idle
+.PHONY: help install demo test check format proto guests guests-check interpreter escape-matrix clean bench-lockdown seccomp-idle \
+  hostile soak-deadlines soak-residue
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +53,18 @@ bench-lockdown: $(STAMP) ## Measure what the lock-down of one runner costs besid
 
 seccomp-idle: $(STAMP) ## Leave rows of the system call tables out, one by one; print those nobody misses
 	@$(BIN)/python -m tests.isolation.seccomp_idle
+
+escape-matrix: $(STAMP) ## Attack from inside a locked-down runner; writes docs/isolation-matrix.md as root
+	@$(BIN)/python -m tests.escape
+
+hostile: $(STAMP) ## Every hostile guest, module and client, 20 times each; writes docs/hostile.md
+	@$(BIN)/python -m tests.hostile.run --write docs/hostile.md
+
+soak-deadlines: $(STAMP) ## 1,000 hung runs of six kinds; how late each one ended
+	@$(BIN)/python -m tests.hostile.deadlines
+
+soak-residue: $(STAMP) ## 10,000 calls in one process; none may see what another one left
+	@$(BIN)/python -m tests.hostile.residue
 
 clean: ## Remove what the verbs made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

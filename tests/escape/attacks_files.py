@@ -193,9 +193,12 @@ def _cgroup(_field: Field) -> None:
 @attack("read a disk of the host", "U:EACCES N:ENOENT L:EACCES S:EACCES")
 def _disk(_field: Field) -> Iterator[None]:
     disks = [entry for entry in glob.glob("/dev/*") if stat.S_ISBLK(os.stat(entry).st_mode)]
+    # Loop devices without a file read as empty.
+    full = [disk for disk in disks if os.access(disk, os.R_OK) and read(disk, 512)]
+    disk = (full or disks or ["/dev/vda"])[0]
     yield
-    if not read(disks[0] if disks else "/dev/vda", 512):
-        raise VoidError("the disk is empty")
+    if not read(disk, 512):
+        raise VoidError("the host has no disk with anything on it")
 
 
 @attack("change a file's mode", "U:EPERM N:ENOENT S:SIGSYS")

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,12 +91,13 @@ class Matrix:
     #: What the attackers' cgroups have, and what they lack, in words; without any C is not there.
     controllers: frozenset[str] = frozenset()
     no_cgroups: str = ""
+    wanted: tuple[str, ...] = walls.COLUMNS
 
     @property
     def columns(self) -> tuple[str, ...]:
         return tuple(
             column
-            for column in walls.COLUMNS
+            for column in self.wanted
             if not (self.no_namespaces and walls.in_namespaces(column))
             and not (column == "C" and not self.controllers)
         )
@@ -206,29 +207,36 @@ def identities() -> tuple[str, ...]:
     return ("root", "user") if os.geteuid() == 0 else ("user",)
 
 
-def run(identity: str) -> Matrix:
-    """Make every attack. Raises RuntimeError if a process of the test itself breaks."""
+def run(
+    identity: str,
+    names: Sequence[str] = tuple(CATALOGUE),
+    columns: Sequence[str] = walls.COLUMNS,
+) -> Matrix:
+    """Make the named attacks, behind no wall and behind those of the named columns.
+
+    Raises RuntimeError if a process of the test itself breaks.
+    """
     uid = os.geteuid()
     if identity == "user" and uid == 0:
         uid = ORDINARY_USER
-    matrix = Matrix(identity)
+    matrix = Matrix(identity, wanted=tuple(columns))
     # A bait for each team: attacks of two teams never meet.
     with ThreadPoolExecutor(_TEAMS) as teams:
-        shares = [list(CATALOGUE)[team::_TEAMS] for team in range(_TEAMS)]
-        results = list(teams.map(lambda names: _run_team(identity, uid, names), shares))
+        shares = [names[team::_TEAMS] for team in range(_TEAMS)]
+        results = list(teams.map(lambda share: _run_team(matrix, uid, share), shares))
     for result in results:
         matrix.no_namespaces = matrix.no_namespaces or result.no_namespaces
         matrix.controllers |= result.controllers
         matrix.no_cgroups = matrix.no_cgroups or result.no_cgroups
     matrix.rows = {
-        name: result.rows[name] for name in CATALOGUE for result in results if name in result.rows
+        name: result.rows[name] for name in names for result in results if name in result.rows
     }
     return matrix
 
 
-def _run_team(identity: str, uid: int, names: list[str]) -> Matrix:
+def _run_team(whole: Matrix, uid: int, names: Sequence[str]) -> Matrix:
     """Make some of the attacks, on a bait and from zygotes of their own."""
-    matrix = Matrix(identity)
+    matrix = Matrix(whole.identity, wanted=whole.wanted)
     with _directory(uid) as directory, contextlib.ExitStack() as processes:
         bait = Process("bait", directory, str(uid))
         processes.callback(bait.close)

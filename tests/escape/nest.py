@@ -170,12 +170,8 @@ class Nest:
                 self._attack(attack, column, sibling, cgroup, theirs)
         theirs.close()
         _, status = os.waitpid(pid, 0)
-        try:
-            word = ours.recv(4096, socket.MSG_DONTWAIT).decode().strip()
-        except BlockingIOError:
-            word = ""
-        finally:
-            ours.close()
+        word = _last_words(ours)
+        ours.close()
         if os.WIFSIGNALED(status) and os.WCOREDUMP(status):
             word = "core"
         return os.waitstatus_to_exitcode(status), word
@@ -230,6 +226,15 @@ def _outcome(status: int, word: str) -> str:
     if status == attacks.EXIT_OF_FOREIGN_PROGRAM:
         return WORKS
     return word or f"{BROKEN}the attacker ended with status {status}"
+
+
+def _last_words(ours: socket.socket) -> str:
+    """All that the attacker has sent; a descriptor in between ends a single receipt."""
+    words = b""
+    with contextlib.suppress(BlockingIOError, ConnectionResetError):
+        while received := ours.recv(4096, socket.MSG_DONTWAIT):
+            words += received
+    return words.decode().strip()
 
 
 def _reap_all() -> None:

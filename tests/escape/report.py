@@ -41,7 +41,8 @@ it, and `tests/escape/test_matrix.py` fails if an attack ends in any other way.
 
 A cell is how the attack ended: `{through}` it got through, an errno, the signal that killed it, or
 *contained* (the call succeeded, but on something that is not the host's). An attack that does not
-work without walls is void on that host and proves nothing; such rows are listed with the reason.
+work without walls is void on that host and proves nothing; such rows are listed with the reason. A
+wall counts as stopping an attack only if it did so for the reason that is written beside the attack.
 
 {walls}
 | U+R | both, for limits that root is exempt from and its runners are not; no single wall |
@@ -68,6 +69,7 @@ def _kernel() -> str:
 
 
 def _totals(matrices: list[Matrix]) -> str:
+    """Two shares: of all attacks, and without those that wait for a wall which is not here."""
     lines = [
         "| | work without a wall | through all walls | stopped by two single walls or more | "
         "the same, where every wall that ought to is here | void here |",

@@ -8,7 +8,7 @@ import errno
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -42,14 +42,23 @@ def _runners(daemon: DaemonProcess) -> list[psutil.Process]:
     found = []
     for process in daemon.descendants():
         with contextlib.suppress(psutil.NoSuchProcess):
-            if process.name() == "sbx-runner":
+            if process.name() == "sbx-runner" and _is_ready(process):
                 found.append(process)
     return found
 
 
+def _is_ready(runner: psutil.Process) -> bool:
+    """Alive, locked down, and waiting for its module."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return _status(runner.pid, "Seccomp") == ["2"] and _status(runner.pid, "State")[0] == "S"
+    return False
+
+
 def _status(pid: int, field: str) -> list[str]:
     text = Path(f"/proc/{pid}/status").read_text("utf-8")
-    return re.findall(rf"^{field}:\s*(.*)$", text, re.MULTILINE)[0].split()
+    found = re.search(rf"^{field}:\s*(.*)$", text, re.MULTILINE)
+    assert found is not None, text
+    return found.group(1).split()
 
 
 def _number_inside(pid: int) -> int:
@@ -100,11 +109,11 @@ def as_debugger() -> None:
 
 
 @pytest.fixture
-def pair(daemon: DaemonProcess) -> Iterator[tuple[psutil.Process, psutil.Process]]:
+def pair(daemon: DaemonProcess) -> tuple[psutil.Process, psutil.Process]:
     """Two spare runners of one daemon."""
     daemon.wait_status(lambda _: len(_runners(daemon)) >= 2)
     first, second = _runners(daemon)[:2]
-    yield first, second
+    return first, second
 
 
 @pytest.mark.usefixtures("as_debugger")

@@ -174,7 +174,7 @@ def word(response: sandbox_pb2.ExecuteResponse) -> str:
     """The outcome with its stable detail."""
     kind = str(response.WhichOneof("outcome"))
     outcome: Any = getattr(response, kind)
-    detail = {
+    detail: Callable[[], str] | None = {
         "exited": lambda: str(outcome.code),
         "trapped": lambda: _name(call_pb2.TrapCode, outcome.code, "TRAP_CODE_"),
         "deadline_exceeded": lambda: _name(
@@ -187,7 +187,7 @@ def word(response: sandbox_pb2.ExecuteResponse) -> str:
         "link_error": lambda: f"{outcome.module}.{outcome.name}",
         "crashed": lambda: outcome.signal_name,
     }.get(kind)
-    short = {"deadline_exceeded": "deadline", "limit_exceeded": "limit"}.get(kind, kind)
+    short: str = {"deadline_exceeded": "deadline", "limit_exceeded": "limit"}.get(kind, kind)
     return short if detail is None else f"{short}:{detail()}"
 
 
@@ -246,9 +246,8 @@ async def footprint(bench: Bench) -> Footprint:
 
 def descriptors(process: psutil.Process) -> int:
     """Open descriptors, connections of clients aside: these come and go by themselves."""
-    return process.num_fds() - len(
-        [c for c in process.net_connections("unix") if c.laddr.endswith("s.sock")]
-    )
+    clients = [c for c in process.net_connections("unix") if str(c.laddr).endswith("s.sock")]
+    return process.num_fds() - len(clients)
 
 
 async def run(

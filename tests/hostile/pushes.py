@@ -91,7 +91,8 @@ NOT_ENABLED = [
 CLAIMS = [
     Row("another digest than announced", DIGEST, parts(_header(digest=NO_DIGEST), _chunk(GOOD))),
     Row("another size than announced", DIGEST, parts(_header(size_bytes=7), _chunk(GOOD))),
-    Row("a digest that is none", BAD_REQUEST, parts(_header(digest="sha256:zz"), _chunk(GOOD))),
+    Row("an announced digest that is none", BAD_REQUEST,
+        parts(_header(digest="sha256:zz"), _chunk(GOOD))),
     Row("a header twice", BAD_REQUEST, parts(_header(), _header(), _chunk(GOOD))),
     Row("a header at the end", BAD_REQUEST, parts(_chunk(GOOD), _header())),
     Row("a message without a part", BAD_REQUEST, parts(module_pb2.PushRequest())),

@@ -15,7 +15,15 @@ from pathlib import Path
 
 from tests.conftest import DaemonProcess
 from tests.hostile import clients, guests, pushes
-from tests.hostile.harness import DAEMON_ARGUMENTS, Finding, Row, run
+from tests.hostile.harness import (
+    DAEMON_ARGUMENTS,
+    DESCRIPTORS_ALLOWANCE,
+    RSS_ALLOWANCE_BYTES,
+    Finding,
+    Footprint,
+    Row,
+    run,
+)
 
 # Of the daemon's log, this much is shown where it tells of a bug.
 BUG_LINES = 30
@@ -38,10 +46,47 @@ def bugs(log: str) -> list[str]:
     return ["\n".join(lines[at : at + BUG_LINES]) for at in found]
 
 
+DOCUMENT = """# Hostile guests, modules and clients
+
+Written by `make hostile`: each row through the real daemon over real gRPC, {times} times, with the
+same typed outcome each time. A word is the outcome with its stable detail (errors.md), a gRPC
+status with its reason, or, for a client's manners, what must hold of the others. Medians are in
+milliseconds; the daemon runs with tight limits: {arguments}.
+
+| row | outcome | median ms |
+|---|---|---|
+{rows}
+
+The supervisor before, warmed up with each row once: {before}. After: {after}. It may have grown by
+{rss} MiB (arenas of allocators) and {descriptors} descriptors.
+
+What else is hostile, and tested in `tests/hostile`: frames of a runner or compiler that was taken
+over (`test_frames.py`, `test_compiler_frames.py`, `test_frames_fuzz.py`), hung runs
+(`make soak-deadlines`), and what one call leaves for the next (`make soak-residue`).
+"""
+
+
+def document(findings: Sequence[Finding], before: Footprint, after: Footprint, times: int) -> str:
+    rows = "\n".join(
+        f"| {finding.row.name} | `{next(iter(finding.words))}` | {finding.median_ms:.0f} |"
+        for finding in findings
+    )
+    return DOCUMENT.format(
+        times=times,
+        arguments="`" + " ".join(DAEMON_ARGUMENTS) + "`",
+        rows=rows,
+        before=before,
+        after=after,
+        rss=RSS_ALLOWANCE_BYTES >> 20,
+        descriptors=DESCRIPTORS_ALLOWANCE,
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=20, help="repetitions of each row")
     parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--write", type=Path, help="write the table here if all rows were kept")
     arguments = parser.parse_args()
     rows = [row for row in ROWS if arguments.only in row.name]
     with tempfile.TemporaryDirectory(prefix="sbx-") as directory:
@@ -63,7 +108,10 @@ def main() -> int:
         print(f"! {text}")
     if status != 0:
         print(f"! the daemon ended with {status}")
-    return int(bool(broken or grown or found_bugs or status))
+    failed = bool(broken or grown or found_bugs or status)
+    if arguments.write and not failed and not arguments.only:
+        arguments.write.write_text(document(findings, before, after, arguments.times))
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,10 @@ OUTPUT_LIMIT = 64 * 1024
 
 _LIMITS = ChildLimits(data_bytes=0, cpu_seconds=0, file_size_bytes=0, processes=0)
 _CALL = CallLimits(WALL_MS, 60_000, MIB, 100, OUTPUT_LIMIT)
+_MOST = CallLimits(60_000, 60_000, MIB, 100, OUTPUT_LIMIT)
+COMPILE_WALL_S = 0.8
+# gRPC's soft limit.
+METADATA_BYTES = 8192
 
 
 class HostileLauncher:
@@ -96,7 +100,7 @@ class Stage:
         await self.zygote.start(launcher, "off", (), control_pb2.Cgroups(mode="off"))
         disk = ArtifactStore(0, MIB, is_stored=lambda tenant, digest: False)
         self.compiles = CompileService(
-            CompileConfig(2, 16, 1.5, MIB, _LIMITS), ArtifactCache(16 * MIB), disk
+            CompileConfig(2, 16, COMPILE_WALL_S, MIB, _LIMITS), ArtifactCache(16 * MIB, 64), disk
         )
         self.compiles.use_zygote(self.zygote, 0)
         self.pool = Pool(PoolConfig(8, 0, 64, 1000, 600.0, 600.0, OUTPUT_LIMIT, _LIMITS))
@@ -105,7 +109,7 @@ class Stage:
             self.pool,
             self.compiles,
             Store(self._directory, MIB),
-            LimitPolicy(_CALL, _CALL),
+            LimitPolicy(_CALL, _MOST),
             self.stats,
             GRACE_S,
         )
@@ -125,27 +129,24 @@ class Stage:
         """A module that no call had before, with its compiler's script."""
         return MODULE_HEAD + compiler + b"\0%d" % next(self._modules)
 
-    async def call(self, script: str, module: bytes | None = None, pad: int = 0) -> str:
+    async def call(
+        self, script: str, module: bytes | None = None, *, pad: int = 0, wall_ms: int = WALL_MS
+    ) -> str:
         """Make a call whose runner follows the script; return the outcome, or the fault's reason.
 
         `pad` makes the job that many bytes larger.
         """
-        response = await self.respond(script, module, pad)
-        return response if isinstance(response, str) else word(response)
-
-    async def respond(
-        self, script: str, module: bytes | None = None, pad: int = 0
-    ) -> sandbox_pb2.ExecuteResponse | str:
         data = script.encode() + (b"\n#" + bytes([35]) * pad if pad else b"")
         request = sandbox_pb2.ExecuteRequest(
             wasm=self.module() if module is None else module,
             bytes=call_pb2.BytesCall(export="f", input=data),
+            limits=sandbox_pb2.Limits(wall_time_ms=wall_ms),
         )
         try:
-            return await self.executor.execute("default", request, None)
+            return word(await self.executor.execute("default", request, None))
         except faults.Fault as fault:
-            assert len(fault.details()) < 8192, "a status that does not fit into metadata"
-            return fault.reason
+            fits = len(fault.details()) < METADATA_BYTES
+            return fault.reason if fits else f"{fault.reason} does not fit into metadata"
 
 
 class Neighbour:

@@ -169,7 +169,7 @@ async def _compiler_is_judged(stage: Stage, script: str) -> None:
     started_at = time.monotonic()
     said = await stage.call("answer(b'x')", stage.module(script.encode("latin-1", "replace")))
     assert said.partition(":")[0] in TYPED | COMPILE_FAULTS, said
-    assert time.monotonic() - started_at < WALL_MS / 1000 + 1.5 + SLACK_S
+    assert time.monotonic() - started_at < WALL_MS / 1000 + SLACK_S
 
 
 def test_whatever_a_runner_sends_its_call_gets_one_typed_answer_in_time(tmp_path: Path) -> None:
@@ -184,8 +184,11 @@ def test_whatever_a_compiler_sends_its_caller_gets_one_typed_answer_in_time(
     fuzz(tmp_path, batches, _compiler_is_judged)
 
 
-@given(st.lists(st.binary(max_size=300), max_size=4), st.lists(st.integers(1, 700), max_size=30))
-@settings(database=None)
+@given(
+    st.lists(st.binary(min_size=1, max_size=300), max_size=4),
+    st.lists(st.integers(1, 700), max_size=30),
+)
+@settings(database=None, deadline=None)
 def test_frames_come_out_as_they_went_in_however_they_are_cut(
     payloads: list[bytes], cuts: list[int]
 ) -> None:
@@ -203,7 +206,7 @@ def test_frames_come_out_as_they_went_in_however_they_are_cut(
 
 
 @given(st.binary(max_size=2000), st.integers(0, 64))
-@settings(database=None)
+@settings(database=None, deadline=None)
 def test_a_reader_never_holds_more_than_a_frame_and_a_read(data: bytes, limit: int) -> None:
     reader = frames.FrameReader(limit)
     try:
@@ -216,7 +219,7 @@ def test_a_reader_never_holds_more_than_a_frame_and_a_read(data: bytes, limit: i
 
 
 @given(runner_replies)
-@settings(database=None)
+@settings(database=None, deadline=None)
 def test_counting_fields_agrees_with_the_message(reply: runner_pb2.RunnerReply) -> None:
     payload = reply.SerializeToString()
     fields = len(reply.ListFields())
@@ -226,6 +229,6 @@ def test_counting_fields_agrees_with_the_message(reply: runner_pb2.RunnerReply) 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
 @given(st.binary(max_size=200))
-@settings(database=None)
+@settings(database=None, deadline=None)
 def test_counting_fields_of_noise_never_raises(levels: int, noise: bytes) -> None:
     frames.more_fields_than(noise, 5, levels)

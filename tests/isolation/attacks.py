@@ -37,14 +37,17 @@ def _fork() -> str:
     return "done"
 
 
-def _foreign_architecture() -> str:
+def _foreign_code() -> Callable[[], int]:
     # getpid of the i386 table through int 0x80, from code that the attacker brought along.
     address = libc.mmap(None, 4096, 3, 0x22, -1, 0)
     code = b"\xb8\x14\x00\x00\x00\xcd\x80\xc3"  # mov eax, 20; int 0x80; ret
     ctypes.memmove(address, code, len(code))
     kernel.mprotect(address, 4096, 5)
-    prototype = ctypes.CFUNCTYPE(ctypes.c_int)
-    prototype(address)()
+    return ctypes.CFUNCTYPE(ctypes.c_int)(address)
+
+
+def _foreign_architecture() -> str:
+    _foreign_code()()
     return "done"
 
 
@@ -178,6 +181,16 @@ def attack(name: str, profile: Profile = "runner", seal: bool = False) -> str:
     if seal:
         lockdown.seal_after_load()
     return ATTACKS[name]()
+
+
+def attack_through_i386(profile: Profile, sealed: bool) -> int:
+    """Make a foreign call from code that was there before the lock-down."""
+    foreign = _foreign_code()
+    assert foreign() == os.getpid()
+    lockdown.lock_down(policy(profile))
+    if sealed:
+        lockdown.seal_after_load(core=profile == "core")
+    return foreign()
 
 
 def attack_from_older_thread(name: str) -> str:

@@ -18,7 +18,7 @@ from sandboxd.runner.isolation import kernel, lockdown
 MODE = "plain"
 RESULT_FD = -1
 SLOT = 1_900_000_001
-Profile = Literal["runner", "compiler"]
+Profile = Literal["core", "runner", "files", "compiler"]
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long

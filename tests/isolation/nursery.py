@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.isolation import attacks, child, scenarios, work
+from tests.isolation import attacks, child, rows, scenarios, work
 from tests.isolation.nursery_client import ORDINARY_USER
 
 from sandboxd.runner.isolation import kernel, libffi, namespaces
@@ -52,7 +52,7 @@ def become_ordinary_user() -> None:
 
 
 def scenario(name: str) -> Callable[..., object]:
-    for module in (attacks, scenarios, work):
+    for module in (attacks, rows, scenarios, work):
         if name in vars(module):
             found: Callable[..., object] = vars(module)[name]
             return found

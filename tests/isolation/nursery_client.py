@@ -63,7 +63,7 @@ class Nursery:
         theirs.close()
         self.greeting: tuple[str, Any] = self._receive()
 
-    def run(self, scenario: str, **arguments: Any) -> Outcome:
+    def run(self, scenario: str, /, **arguments: Any) -> Outcome:
         body = pickle.dumps((scenario, arguments))
         self._channel.sendall(_length.pack(len(body)) + body)
         return Outcome(*self._receive())

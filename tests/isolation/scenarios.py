@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pickle
 import socket
 import threading
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tests.isolation import child
 from tests.isolation.child import Profile, attempt, policy
 
 from sandboxd.runner.isolation import (
+    credentials,
     kernel,
     libffi,
     lockdown,
+    memfd,
     namespaces,
     program,
     seccomp,
@@ -130,6 +134,70 @@ def user_maps() -> dict[str, str]:
     """The maps of the user namespace, as the outer process wrote them, are read by the nursery
     before /proc disappears."""
     return child.USER_MAPS
+
+
+# -- what the zygote takes ------------------------------------------------------------------------
+
+_NOEXEC = Path("/proc/sys/vm/memfd_noexec")
+
+
+def refuse_executable_memory() -> dict[str, Any]:
+    """Refuse them as PID 1 of a new namespace, and see what the old one makes of it."""
+    found: dict[str, Any] = {"host before": _NOEXEC.read_text()}
+    kernel.unshare(0x20000000)
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        answer = {
+            "state": memfd.refuse_executable(required=False),
+            "executable": attempt(lambda: os.memfd_create("x", 0x10)),
+            "plain": attempt(lambda: os.memfd_create("x")),
+        }
+        os.write(writing, pickle.dumps(answer))
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        found |= pickle.loads(pipe.read())
+    os.waitpid(pid, 0)
+    return found | {"here": _NOEXEC.read_text()}
+
+
+def refuse_executable_memory_of_host() -> dict[str, Any]:
+    before = _NOEXEC.read_text()
+    state = memfd.refuse_executable(required=False)
+    return {"state": state, "before": before, "after": _NOEXEC.read_text()}
+
+
+def limit_zygote(faults: list[tuple[int, seccomp.Rule]] | None = None) -> dict[str, Any]:
+    if faults is not None:
+        program = seccomp.assemble(kernel.MACHINE, dict(faults), seccomp.ALLOW)
+        kernel.load_filter(program.for_process(os.getpid()))
+    state = credentials.limit_zygote(required=False)
+    return {
+        "state": state,
+        "capabilities": kernel.capabilities(),
+        "bounding": sum(kernel.prctl(kernel.PR_CAPBSET_READ, number) for number in range(41)),
+        # To where it is already: if it is allowed after all, the host does not notice.
+        "change the root": attempt(lambda: os.chroot("/")),
+    }
+
+
+def lock_down_below_limited_zygote() -> list[LayerState]:
+    """As the zygote does: reduced itself, plans, forks a child that locks itself down."""
+    credentials.limit_zygote(required=True)
+    reading, writing = os.pipe()
+    chosen = policy(keep_fds=frozenset({writing}), parent_pid=os.getpid())
+    plan = lockdown.Planner().plan(chosen)
+    pid = os.fork()
+    if pid == 0:
+        os.write(writing, pickle.dumps(lockdown.lock_down(chosen, plan)))
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        states: list[LayerState] = pickle.loads(pipe.read())
+    os.waitpid(pid, 0)
+    return states
 
 
 # -- libffi --------------------------------------------------------------------------------------

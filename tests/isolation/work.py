@@ -17,10 +17,10 @@ from typing import Any
 
 import wasmtime
 from tests.isolation import child
-from tests.isolation.child import libc, policy
+from tests.isolation.child import Profile, libc, policy
 from wasmtime import _bindings as capi
 
-from sandboxd.runner.isolation import limits, lockdown
+from sandboxd.runner.isolation import limits, lockdown, seccomp, syscalls
 
 
 def compile_freely(wasm: bytes) -> bytes:
@@ -232,3 +232,15 @@ def limits_read_back() -> dict[str, tuple[int, int]]:
     chosen = policy()
     lockdown.apply_layers(chosen, frozenset({"rlimits"}))
     return {limit.name: resource.getrlimit(limit.resource) for limit in limits.LIMITS}
+
+
+# -- with a row of the tables left out -------------------------------------------------------------
+
+
+def without_row(profile: Profile, row: str, name: str, arguments: dict[str, Any]) -> Any:
+    """Run another scenario of this module with one row fewer; the empty name leaves none out."""
+    kept = tuple(one for one in syscalls.ROWS if one.name != row)
+    program = lockdown._assembled(kept, profile, seccomp.KILL_PROCESS)
+    # A compiler's scenario asks for the compiler's table, every other for a runner's.
+    lockdown._LOCKED["compiler" if profile == "compiler" else "runner"] = program
+    return globals()[name](**arguments)

@@ -15,7 +15,7 @@ from typing import cast
 from sandboxd.supervisor import frames
 from sandboxd.supervisor.artifacts import Artifact, ModuleInfo
 from sandboxd.supervisor.child import Child, ExitStatus
-from sandboxd.supervisor.keys import Key
+from sandboxd.supervisor.keys import EngineIdentity, Key
 from sandboxd.supervisor.pool import Pool, PoolConfig
 from sandboxd.supervisor.runner import Runner
 from sandboxd.supervisor.zygote import ChildLimits, Zygote
@@ -24,6 +24,7 @@ from sandboxd.wire.v1 import runner_pb2
 
 LIMITS = ChildLimits(data_bytes=1 << 20, cpu_seconds=1, file_size_bytes=1 << 20, processes=1)
 MAX_OUTPUT_BYTES = 64 * 1024
+ENGINE = EngineIdentity("50.0.0", "aa", "bb", "cc")
 
 
 def key(name: str) -> Key:
@@ -57,6 +58,7 @@ class FakeChild:
         self.sent = bytearray()
         self.kills = 0
         self.cpu_ns = 0
+        self.unsent_bytes = 0
         self.exit_status: ExitStatus | None = None
         self.closed = False
         self.forked.set_result(None)
@@ -134,7 +136,7 @@ def fake_child(runner: Runner) -> FakeChild:
 
 
 def module_artifact() -> Artifact:
-    return Artifact(os.memfd_create("artifact"), 1, ModuleInfo.of((), ()))
+    return Artifact(os.memfd_create("artifact"), 1, ModuleInfo.of((), ()), ENGINE)
 
 
 def pool_config(**changes: float) -> PoolConfig:

@@ -6,14 +6,14 @@ import gc
 import os
 
 import pytest
-from tests.supervisor.fakes import key
+from tests.supervisor.fakes import ENGINE, key
 
 from sandboxd.supervisor.artifacts import Artifact, ArtifactCache, ModuleInfo, seal
 from sandboxd.v1 import call_pb2
 
 
 def artifact(size_bytes: int) -> Artifact:
-    return Artifact(os.memfd_create("artifact"), size_bytes, ModuleInfo.of((), ()))
+    return Artifact(os.memfd_create("artifact"), size_bytes, ModuleInfo.of((), ()), ENGINE)
 
 
 def is_open(fd: int) -> bool:
@@ -67,7 +67,7 @@ def test_a_descriptor_lives_as_long_as_somebody_holds_the_artifact() -> None:
     held = artifact(1)
     fd = held.fd
     cache.put(key("a"), held)
-    cache.close()
+    cache.clear()
     assert cache.size_bytes == 0
     assert is_open(fd)
     del held

@@ -10,6 +10,7 @@ from typing import cast
 
 import pytest
 from tests.supervisor.fakes import (
+    ENGINE,
     BOUND,
     DONE,
     MAX_OUTPUT_BYTES,
@@ -42,7 +43,7 @@ class Compiled:
     """A compile service in which the one module is compiled already."""
 
     def __init__(self) -> None:
-        self._artifact = Artifact(os.memfd_create("a"), 1, ModuleInfo.of((), (RUN,)))
+        self._artifact = Artifact(os.memfd_create("a"), 1, ModuleInfo.of((), (RUN,)), ENGINE)
         self.cache = self
 
     def get(self, key: object) -> Artifact:

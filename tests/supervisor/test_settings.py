@@ -24,6 +24,9 @@ WRITTEN = {
     "integer range": ("17", 17),
 }
 SPECIAL = {
+    "isolation": ("strict", "strict"),
+    "require_layer": ("landlock", ("landlock",)),
+    "cgroups": ("off", "off"),
     "listen": ("unix:///x/y", ("unix:///x/y",)),
     "state_dir": ("/x/z", Path("/x/z")),
     "namespaces": ("off", "off"),

@@ -140,7 +140,8 @@ def _run_runner(
     guest: Guest | None = None
     try:
         guest = _load(engine, artifact_fd, bind, outbox)
-        bound.layers.extend(layer_messages(seal_after_load(seal_required)))
+        sealed = seal_after_load(seal_required, core=not guest.uses_wasi)
+        bound.layers.extend(layer_messages(sealed))
     except (ArtifactError, IsolationError, OSError, MemoryError) as error:
         bound.error = str(error) or type(error).__name__
     channel.send(runner_pb2.RunnerReply(bound=bound).SerializeToString())

@@ -79,6 +79,11 @@ class Guest:
         self._spare: wasmtime.Store | None = None
         self._instance: Instance | None = None
 
+    @property
+    def uses_wasi(self) -> bool:
+        """False if the module can do no input and output but through the host functions."""
+        return self._linked is not None and self._linked.uses_wasi
+
     def execute(self, job: runner_pb2.Execute) -> runner_pb2.Result:
         """Run one call in a fresh instance; its output is in the outbox.
 

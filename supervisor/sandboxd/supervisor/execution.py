@@ -384,7 +384,9 @@ class Executor:
         elif outcome == "rejected":
             rejected = result.rejected
             raise faults.ArgumentMismatch(
-                for_people(rejected.message), field=for_people(rejected.field, 256)
+                # Twice in a status, escaped, and still within what metadata may have.
+                for_people(rejected.message, 512),
+                field=for_people(rejected.field, 128),
             )
         elif outcome in _PASSED_ON:
             told = getattr(response, outcome)

@@ -14,6 +14,7 @@ import errno
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, NamedTuple
 
 from sandboxd.runner.isolation import (
@@ -101,11 +102,14 @@ def _assembled(
     return seccomp.assemble(kernel.MACHINE, rules, default)
 
 
+_PROFILES: Final[tuple[Profile, ...]] = ("core", "runner", "files", "compiler")
 _LOCKED: Final = {
-    "runner": _assembled(syscalls.ROWS, "runner", seccomp.KILL_PROCESS),
-    "compiler": _assembled(syscalls.ROWS, "compiler", seccomp.KILL_PROCESS),
+    profile: _assembled(syscalls.ROWS, profile, seccomp.KILL_PROCESS) for profile in _PROFILES
 }
-_SEALED: Final = _assembled(syscalls.SEALED_ROWS, "runner", seccomp.ALLOW)
+_SEALED: Final = {
+    "runner": _assembled(syscalls.SEALED_ROWS, "runner", seccomp.ALLOW),
+    "core": _assembled(syscalls.SEALED_CORE_ROWS, "core", seccomp.ALLOW),
+}
 
 
 # -- steps ---------------------------------------------------------------------------------------
@@ -376,17 +380,19 @@ def _require_single_thread() -> None:
 
 
 def seal_after_load(
-    required: frozenset[str] = SEAL_REQUIRED_DEFAULT,
+    required: frozenset[str] = SEAL_REQUIRED_DEFAULT, core: bool = False
 ) -> tuple[LayerState, ...]:
     """Forbid new code and incoming descriptors, on every thread of a locked-down runner.
 
     To be called after the module was loaded and before a guest runs. Afterwards no memory can be
-    made executable, no message received, and no filter or prctl changed. Returns the states of
-    mdwe and seccomp-sealed; raises IsolationError if one in required does not hold.
+    made executable, no message received, and no filter or prctl changed. With core, for a module
+    that imports no WASI, the calls of input and output are gone, too. Returns the states of mdwe
+    and seccomp-sealed; raises IsolationError if one in required does not hold.
     """
+    profile: Profile = "core" if core else "runner"
     return (
         _seal(MDWE, _refuse_new_code, required),
-        _seal(SECCOMP_SEALED, _stack_second_filter, required),
+        _seal(SECCOMP_SEALED, partial(_stack_second_filter, profile), required),
     )
 
 
@@ -404,9 +410,9 @@ def _refuse_new_code() -> str:
     return "PR_GET_MDWE reads 1"
 
 
-def _stack_second_filter() -> str:
+def _stack_second_filter(profile: Profile) -> str:
     # The first filter must be in force: the second alone allows what it does not name.
     run(_ask(syscalls.CANARY_LOCKED))
-    run(_load(_SEALED))
+    run(_load(_SEALED[profile]))
     run(_ask(syscalls.CANARY_SEALED))
-    return "second filter answered its canary"
+    return f"second {profile} filter answered its canary"

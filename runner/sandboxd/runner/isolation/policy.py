@@ -7,7 +7,9 @@ from typing import Literal, Protocol
 
 from sandboxd.runner.isolation.layers import REQUIRED_DEFAULT
 
-Profile = Literal["runner", "compiler"]
+#: Which system calls: of a compiler, or of a runner whose guest computes only (core), does WASI
+#: input and output (runner), or has directories as well (files; no runner has any yet).
+Profile = Literal["core", "runner", "files", "compiler"]
 
 
 class Slot(Protocol):

@@ -34,8 +34,13 @@ CANARY_SEALED: Final = 0x5D_0002
 CANARY_ERRNO: Final = errno.ENOMEDIUM
 
 _PR_SET_VMA: Final = 0x53564D41
-_ALL: Final[tuple[Profile, ...]] = ("runner", "compiler")
-_RUNNER: Final[tuple[Profile, ...]] = ("runner",)
+_ALL: Final[tuple[Profile, ...]] = ("core", "runner", "files", "compiler")
+_NO_PATHS: Final[tuple[Profile, ...]] = ("core", "runner", "compiler")
+#: Every kind of runner: it gets its module, starts its interrupt thread, and seals itself.
+_RUNNER: Final[tuple[Profile, ...]] = ("core", "runner", "files")
+#: Those whose guests do input and output, through the engine's event loop.
+_WASI: Final[tuple[Profile, ...]] = ("runner", "files")
+_FILES: Final[tuple[Profile, ...]] = ("files",)
 _COMPILER: Final[tuple[Profile, ...]] = ("compiler",)
 _64_BITS: Final = 0xFFFFFFFFFFFFFFFF
 
@@ -91,6 +96,24 @@ _SELF: Final = _only(Match(0, (0,)))
 _MEMBARRIER: Final = _only(Match(0, (1 << 5, 1 << 6)))
 # SECCOMP_SET_MODE_FILTER with SECCOMP_FILTER_FLAG_TSYNC: no listener, no log
 _STACK_FILTER: Final = _only(Match(0, (1,)), Match(1, (1,)))
+
+# AT_FDCWD, as the kernel takes it: a 32-bit int. There is nothing to see from there.
+_AT_FDCWD: Final = 0xFFFFFF9C
+
+
+def _below(*arguments: int) -> Rule:
+    clauses = (
+        Clause((Match(argument, (_AT_FDCWD,)),), errno_action(errno.EACCES))
+        for argument in arguments
+    )
+    return Rule(tuple(clauses), ALLOW)
+
+
+_BELOW: Final = _below(0)
+_LINKED_BELOW: Final = _below(1)
+_FROM_BELOW_TO_BELOW: Final = _below(0, 2)
+# Neither punching holes nor moving what others have mapped: mode 0 or FALLOC_FL_KEEP_SIZE.
+_ALLOCATE: Final = _only(Match(1, (0, 1)), otherwise=errno_action(errno.EOPNOTSUPP))
 
 _CANARY_LOCKED: Final = Clause((Match(0, (CANARY_LOCKED,)),), errno_action(CANARY_ERRNO))
 # Newer glibc names its mappings; a kernel without that option answers EINVAL.
@@ -162,20 +185,20 @@ ROWS: Final = (
     Row("rseq", 334, 293, ALWAYS, _RUNNER, "every thread that starts"),
     Row("exit", 60, 93, ALWAYS, _RUNNER, "every thread that ends"),
     Row("futex", 202, 98, _FUTEX, _ALL, "locks"),
-    Row("sched_yield", 24, 124, ALWAYS, _RUNNER, "spinning locks of the event loop"),
-    Row("sched_getaffinity", 204, 123, _SELF, _RUNNER, "the event loop counts processors"),
+    Row("sched_yield", 24, 124, ALWAYS, _WASI, "spinning locks of the event loop"),
+    Row("sched_getaffinity", 204, 123, _SELF, _WASI, "the event loop counts processors"),
     Row("gettid", 186, 178, ALWAYS, _ALL, "Python's threads; abort"),
     Row("getpid", 39, 172, ALWAYS, _ALL, "abort; Python"),
     # The engine's event loop, behind every WASI read, write and sleep
-    Row("epoll_create1", 291, 20, ALWAYS, _RUNNER, "event loop"),
-    Row("epoll_ctl", 233, 21, ALWAYS, _RUNNER, "event loop"),
-    Row("epoll_wait", 232, None, ALWAYS, _RUNNER, "event loop"),
-    Row("epoll_pwait", None, 22, ALWAYS, _RUNNER, "event loop; aarch64 has no epoll_wait"),
-    Row("eventfd2", 290, 19, ALWAYS, _RUNNER, "event loop"),
+    Row("epoll_create1", 291, 20, ALWAYS, _WASI, "event loop"),
+    Row("epoll_ctl", 233, 21, ALWAYS, _WASI, "event loop"),
+    Row("epoll_wait", 232, None, ALWAYS, _WASI, "event loop"),
+    Row("epoll_pwait", None, 22, ALWAYS, _WASI, "event loop; aarch64 has no epoll_wait"),
+    Row("eventfd2", 290, 19, ALWAYS, _WASI, "event loop"),
     # Clocks and random numbers; the vDSO answers most reads of a clock without a call
     Row("clock_gettime", 228, 113, _CLOCK, _ALL, "clocks of Python and WASI"),
-    Row("clock_getres", 229, 114, _CLOCK, _RUNNER, "WASI clock_res_get"),
-    Row("clock_nanosleep", 230, 115, _SLEEP, _RUNNER, "time.sleep"),
+    Row("clock_getres", 229, 114, _CLOCK, _WASI, "WASI clock_res_get"),
+    Row("clock_nanosleep", 230, 115, _SLEEP, _WASI, "time.sleep"),
     Row("restart_syscall", 219, 128, ALWAYS, _ALL, "a sleep or lock goes on after a stop"),
     Row("getrandom", 318, 278, ALWAYS, _ALL, "WASI random_get; hash seeds of the engine"),
     # Signals: traps are signals, and abort is one that the process sends itself
@@ -191,18 +214,35 @@ ROWS: Final = (
     Row("seccomp", 317, 277, _STACK_FILTER, _RUNNER, "sealing stacks a filter on this one"),
     # Paths
     Row("open", 2, None, _fails(errno.EACCES), _ALL, _NO_FILES),
-    Row("openat", 257, 56, _fails(errno.EACCES), _ALL, _NO_FILES),
-    Row("openat2", 437, 437, _fails(errno.EACCES), _ALL, _NO_FILES),
+    Row("openat", 257, 56, _fails(errno.EACCES), _NO_PATHS, _NO_FILES),
+    Row("openat2", 437, 437, _fails(errno.EACCES), _NO_PATHS, _NO_FILES),
     Row("stat", 4, None, _fails(errno.EACCES), _ALL, _NO_FILES),
     Row("lstat", 6, None, _fails(errno.EACCES), _ALL, _NO_FILES),
-    Row("newfstatat", 262, 79, _fails(errno.EACCES), _ALL, _NO_FILES),
-    Row("statx", 332, 291, _fails(errno.EACCES), _ALL, _NO_FILES),
+    Row("newfstatat", 262, 79, _fails(errno.EACCES), _NO_PATHS, _NO_FILES),
+    Row("statx", 332, 291, _fails(errno.EACCES), _NO_PATHS, _NO_FILES),
     Row("access", 21, None, _fails(errno.EACCES), _ALL, _NO_FILES),
     Row("faccessat", 269, 48, _fails(errno.EACCES), _ALL, _NO_FILES),
     Row("faccessat2", 439, 439, _fails(errno.EACCES), _ALL, _NO_FILES),
     Row("readlink", 89, None, _fails(errno.EACCES), _ALL, _NO_FILES),
-    Row("readlinkat", 267, 78, _fails(errno.EACCES), _ALL, _NO_FILES),
+    Row("readlinkat", 267, 78, _fails(errno.EACCES), _NO_PATHS, _NO_FILES),
     Row("getcwd", 79, 17, _fails(errno.EACCES), _ALL, _NO_FILES),
+    # Preopened directories: only below a descriptor at hand, never from the working directory
+    Row("openat", 257, 56, _BELOW, _FILES, "WASI path_open, on kernels without openat2"),
+    Row("openat2", 437, 437, _BELOW, _FILES, "WASI path_open, with RESOLVE_BENEATH"),
+    Row("newfstatat", 262, 79, _BELOW, _FILES, "WASI path_filestat_get"),
+    Row("statx", 332, 291, _BELOW, _FILES, "WASI fd_filestat_get, path_filestat_get"),
+    Row("readlinkat", 267, 78, _BELOW, _FILES, "WASI path_readlink; resolving a path"),
+    Row("mkdirat", 258, 34, _BELOW, _FILES, "WASI path_create_directory"),
+    Row("unlinkat", 263, 35, _BELOW, _FILES, "WASI path_unlink_file, path_remove_directory"),
+    Row("symlinkat", 266, 36, _LINKED_BELOW, _FILES, "WASI path_symlink"),
+    Row("linkat", 265, 37, _FROM_BELOW_TO_BELOW, _FILES, "WASI path_link"),
+    Row("renameat", 264, 38, _FROM_BELOW_TO_BELOW, _FILES, "WASI path_rename"),
+    Row("utimensat", 280, 88, _BELOW, _FILES, "WASI path_filestat_set_times"),
+    Row("getdents64", 217, 61, ALWAYS, _FILES, "WASI fd_readdir"),
+    Row("ftruncate", 77, 46, ALWAYS, _FILES, "WASI fd_filestat_set_size"),
+    Row("fallocate", 285, 47, _ALLOCATE, _FILES, "WASI fd_allocate"),
+    Row("fsync", 74, 82, ALWAYS, _FILES, "WASI fd_sync"),
+    Row("fdatasync", 75, 83, ALWAYS, _FILES, "WASI fd_datasync"),
 )
 
 _NO_EXEC: Final = Rule((Clause((Match(2, (0,), kernel.PROT_EXEC),), ALLOW),))
@@ -230,6 +270,16 @@ SEALED_ROWS: Final = (
         "names of threads; the canaries",
     ),
     Row("seccomp", 317, 277, _NEVER, _RUNNER, "no filter after this one"),
+)
+
+#: The same for a guest that only computes: what WASI needs and it does not is gone as well.
+SEALED_CORE_ROWS: Final = (
+    *SEALED_ROWS,
+    *(
+        Row(row.name, row.x86_64, row.aarch64, _NEVER, ("core",), "for WASI alone: " + row.reason)
+        for row in ROWS
+        if "runner" in row.profiles and "core" not in row.profiles
+    ),
 )
 
 
