@@ -32,6 +32,19 @@ def spin(digest: str, wall_time_ms: int) -> Any:
     )
 
 
+def patience(daemon: Any, promised_s: float) -> float:
+    """What is promised, or more where starting a daemon takes more than a quarter of it."""
+    return max(promised_s, 4.0 * float(daemon.start_time_s))
+
+
+async def two_hang(daemon: Any, stub: Any, digest: str) -> list[asyncio.Task[str]]:
+    """Start two calls that do not end, and wait until they run."""
+    hung = [asyncio.create_task(_outcome(stub.Execute(spin(digest, 60_000)))) for _ in "ab"]
+    while daemon.status().pool.busy < 2:  # noqa: ASYNC110 - the status is all there is
+        await asyncio.sleep(0.02)
+    return hung
+
+
 async def load(stub: Any, digest: str, seconds: float, seen: list[str]) -> None:
     """Call without a pause and note every answer; only typed, retryable refusals are allowed."""
     end = time.monotonic() + seconds
@@ -43,6 +56,7 @@ async def load(stub: Any, digest: str, seconds: float, seen: list[str]) -> None:
             seen.append(found.reason if found.retry_after_ms is not None else str(error))
             await asyncio.sleep(0.01)
         else:
+            assert response.WhichOneof("outcome") == "completed", response
             assert response.completed.results[0].i32 == 42
             seen.append("completed")
 
@@ -55,22 +69,22 @@ async def test_killed_runners_are_replaced_and_their_calls_answered(
         async with daemon.aio_channel() as channel:
             stub = sandbox_pb2_grpc.SandboxServiceStub(channel)
             seen: list[str] = []
+            hung = await two_hang(daemon, stub, digest)
             calls = [asyncio.create_task(load(stub, digest, 3.0, seen)) for _ in range(8)]
-            hung = [asyncio.create_task(_outcome(stub.Execute(spin(digest, 20_000)))) for _ in "ab"]
             await asyncio.sleep(0.7)
             killed_at = time.monotonic()
             for runner in daemon.status().runners:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(runner.pid, signal.SIGKILL)
             assert set(await asyncio.gather(*hung)) == {"UNAVAILABLE"}
-            assert time.monotonic() - killed_at < 2.0
+            assert time.monotonic() - killed_at < patience(daemon, 2.0)
             await asyncio.gather(*calls)
             assert seen[-1] == "completed"
             assert set(seen) <= {"completed", *RETRYABLE}
             started_at = time.monotonic()
             response = await stub.Execute(add(digest), timeout=10)
             assert response.completed.results[0].i32 == 42
-            assert time.monotonic() - started_at < 2.0
+            assert time.monotonic() - started_at < patience(daemon, 2.0)
 
 
 async def test_a_killed_zygote_is_replaced_and_calls_are_answered(
@@ -80,7 +94,7 @@ async def test_a_killed_zygote_is_replaced_and_calls_are_answered(
         digest = daemon.push(sink_wasm)
         async with daemon.aio_channel() as channel:
             stub = sandbox_pb2_grpc.SandboxServiceStub(channel)
-            hung = [asyncio.create_task(_outcome(stub.Execute(spin(digest, 20_000)))) for _ in "ab"]
+            hung = await two_hang(daemon, stub, digest)
             seen: list[str] = []
             calls = [asyncio.create_task(load(stub, digest, 3.0, seen)) for _ in range(4)]
             await asyncio.sleep(0.7)
@@ -93,11 +107,11 @@ async def test_a_killed_zygote_is_replaced_and_calls_are_answered(
             daemon.wait_status(
                 lambda status: status.pool.zygote_starts_total == 2 and status.pool.spare > 0
             )
-            assert time.monotonic() - killed_at < 2.0
+            assert time.monotonic() - killed_at < patience(daemon, 2.0)
             await asyncio.gather(*calls)
             assert seen[-1] == "completed"
             assert set(seen) <= {"completed", *RETRYABLE}
-            assert not wait_gone(old, timeout_s=1)
+            assert not wait_gone(old, patience(daemon, 1.0))
 
 
 async def test_nothing_outlives_a_killed_supervisor(start_daemon: Any, sink_wasm: bytes) -> None:
@@ -105,12 +119,11 @@ async def test_nothing_outlives_a_killed_supervisor(start_daemon: Any, sink_wasm
         digest = daemon.push(sink_wasm)
         async with daemon.aio_channel() as channel:
             stub = sandbox_pb2_grpc.SandboxServiceStub(channel)
-            hung = [asyncio.create_task(_outcome(stub.Execute(spin(digest, 20_000)))) for _ in "ab"]
-            await asyncio.sleep(0.5)
+            hung = await two_hang(daemon, stub, digest)
             below = daemon.descendants()
             assert len(below) > 4
             daemon.kill()
-            assert not await asyncio.to_thread(wait_gone, below, 1.0)
+            assert not await asyncio.to_thread(wait_gone, below, patience(daemon, 1.0))
             assert set(await asyncio.gather(*hung)) == {"UNAVAILABLE"}
         daemon.restart()
         async with daemon.aio_channel() as channel:

@@ -121,8 +121,9 @@ def test_oversized_metadata_is_refused_and_the_connection_lives(
 def test_a_flood_of_cancelled_calls_leaves_nothing_behind(
     daemon: Any, caller: Caller, sink: str
 ) -> None:
-    for _ in range(300):
-        caller.sandbox.Execute.future(typed(sink, "spin", wall_time_ms=60_000)).cancel()
+    with calling(daemon) as flooding:
+        for _ in range(300):
+            flooding.sandbox.Execute.future(typed(sink, "spin", wall_time_ms=60_000)).cancel()
     daemon.wait_status(
         lambda status: status.queue.depth == status.pool.busy == status.pool.dying == 0, 30.0
     )

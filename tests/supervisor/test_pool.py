@@ -144,6 +144,15 @@ async def test_spares_are_forked_ahead_and_replenished(make_bench: MakeBench) ->
         await bench.lease(A)
 
 
+async def test_spares_come_back_after_those_who_waited_took_them(make_bench: MakeBench) -> None:
+    bench = make_bench(spares=2, capacity=10)
+    calls = [bench.waiting(A) for _ in range(5)]
+    await asyncio.gather(*calls)
+    await turn(20)
+    states = [runner.state for runner in bench.pool.runners]
+    assert states.count(State.SPARE) == 2
+
+
 async def test_spares_never_exceed_the_capacity(make_bench: MakeBench) -> None:
     bench = make_bench(spares=3, capacity=4)
     for _ in range(4):

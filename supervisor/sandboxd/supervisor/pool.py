@@ -360,6 +360,8 @@ class Pool:
         first = self._first_waiter()
         if first is not None:
             self._serve(first, runner)
+            # It was wanted as a spare, too: make up for it once all who wait are served.
+            self._loop.call_soon(self.provision)
         else:
             self._spares.append(runner)
 
