@@ -23,7 +23,7 @@ TYPED = {
 }  # fmt: skip
 COMPILE_FAULTS = {"INVALID_MODULE", "MODULE_TOO_COMPLEX", "COMPILER_LOST", "EXPORT_NOT_FOUND",
                   "ARGUMENT_MISMATCH"}  # fmt: skip
-EXAMPLES = 150
+EXAMPLES = 100
 AT_ONCE = 4
 
 numbers = st.integers(0, 2**32 - 1)

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -61,8 +62,9 @@ FAULTS = {
     "setsid lies": Fault("session", (112, 157), LIE),
     "close_range is refused": Fault("descriptors", (436, 436)),
     "close_range lies": Fault("descriptors", (436, 436), LIE),
-    "prlimit64 is refused": Fault("rlimits", (302, 261), EPERM, 2, (0,), negate=True),
-    "prlimit64 lies": Fault("rlimits", (302, 261), LIE, 2, (0,), negate=True),
+    # Of RLIMIT_DATA: the daemon itself sets another one.
+    "prlimit64 is refused": Fault("rlimits", (302, 261), EPERM, 1, (resource.RLIMIT_DATA,)),
+    "prlimit64 lies": Fault("rlimits", (302, 261), LIE, 1, (resource.RLIMIT_DATA,)),
     "capset is refused": Fault("capabilities", (126, 91)),
     "PR_CAPBSET_DROP lies": prctl("capabilities", 24, LIE, root_only=True),
     "PR_SET_SECUREBITS is refused": prctl("capabilities", 28, root_only=True),

@@ -63,6 +63,10 @@ class FakeChild:
         self.closed = False
         self.forked.set_result(None)
 
+    def deafen(self) -> None:
+        """Hear nothing of it any more."""
+        self.on_data = None
+
     def listen(self) -> None:
         """Nothing to do: `say` delivers at once."""
 

@@ -10,9 +10,9 @@ from typing import cast
 
 import pytest
 from tests.supervisor.fakes import (
-    ENGINE,
     BOUND,
     DONE,
+    ENGINE,
     MAX_OUTPUT_BYTES,
     FakeChild,
     FakeZygote,

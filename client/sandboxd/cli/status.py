@@ -35,6 +35,7 @@ def status(ctx: click.Context) -> None:
         return
     _print_daemon(snapshot)
     _print_load(snapshot)
+    _print_artifacts(snapshot)
     _print_runners(snapshot)
     _print_layers(snapshot)
 
@@ -96,6 +97,27 @@ def _print_load(snapshot: Status) -> None:
         ("CALLS", "P50", "P90", "P99", "MAX"),
         [(latency.count, *map(duration, quantiles))],
         title="Latency",
+    )
+
+
+def _print_artifacts(snapshot: Status) -> None:
+    from sandboxd.cli.tables import print_table, size
+
+    it = snapshot.artifacts
+    print_table(
+        ("IN MEMORY", "SIZE", "ON DISK", "SIZE", "COMPILED", "LOADED", "REJECTED"),
+        [
+            (
+                it.cached,
+                size(it.cache_bytes),
+                it.stored,
+                size(it.stored_bytes),
+                it.compiled_total,
+                it.loaded_total,
+                it.rejected_total,
+            )
+        ],
+        title="Compiled modules",
     )
 
 

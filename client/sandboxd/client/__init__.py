@@ -77,6 +77,7 @@ from sandboxd.client.outcomes import (
     UnknownOutcome,
 )
 from sandboxd.client.status import (
+    ArtifactStatus,
     Host,
     LatencyQuantiles,
     Layer,
@@ -94,6 +95,7 @@ from sandboxd.client.values import Signature, Value, ValueType, f32, f64, i32, i
 __all__ = [
     "AccessDenied",
     "ArgumentMismatch",
+    "ArtifactStatus",
     "AsyncClient",
     "BytesCall",
     "Call",

@@ -256,6 +256,7 @@ def status_of(m: admin_pb2.GetStatusResponse) -> status.Status:
         layers=tuple(_same_fields(status.Layer, layer) for layer in m.layers),
         isolation_profile=m.isolation_profile,
         host=_same_fields(status.Host, m.host),
+        artifacts=_same_fields(status.ArtifactStatus, m.artifacts),
         modules=m.modules,
         compiling=m.compiling,
     )
@@ -276,7 +277,7 @@ def _runner(m: admin_pb2.Runner) -> status.Runner:
 
 _RowT = TypeVar(
     "_RowT", status.PoolStatus, status.QueueStatus, status.LatencyQuantiles, status.OutcomeCount,
-    status.Layer, status.Host,
+    status.Layer, status.Host, status.ArtifactStatus,
 )  # fmt: skip
 
 

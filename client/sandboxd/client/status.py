@@ -70,6 +70,21 @@ class OutcomeCount:
 
 
 @dataclass(frozen=True, slots=True)
+class ArtifactStatus:
+    """Compiled modules, in memory and on disk."""
+
+    cached: int
+    cache_bytes: int
+    stored: int
+    stored_bytes: int
+    loaded_total: int
+    """Loaded from disk, after their seal was verified."""
+    compiled_total: int
+    rejected_total: int
+    """Found on disk and not used: damaged, tampered with, or of another engine; removed."""
+
+
+@dataclass(frozen=True, slots=True)
 class LatencyQuantiles:
     """Latency of Execute since the daemon started."""
 
@@ -131,5 +146,6 @@ class Status:
     isolation_profile: str
     """The preset of required layers that the daemon was started with."""
     host: Host
+    artifacts: ArtifactStatus
     modules: int
     compiling: int

@@ -15,13 +15,11 @@ MACHINE: Final = platform.machine()
 
 # Only what lock-down itself calls; the allowlist has a table of its own.
 _NUMBERS: Final = {
-    "x86_64": {"futex": 202, "pivot_root": 155, "seccomp": 317},
-    "aarch64": {"futex": 98, "pivot_root": 41, "seccomp": 277},
+    "x86_64": {"pivot_root": 155, "seccomp": 317},
+    "aarch64": {"pivot_root": 41, "seccomp": 277},
 }.get(MACHINE, {})
-# These came after the numbers were unified, and are the same everywhere.
-_CLOSE_RANGE: Final = 436
+# It came after the numbers were unified, and is the same everywhere.
 _LANDLOCK_CREATE_RULESET: Final = 444
-_LANDLOCK_RESTRICT_SELF: Final = 446
 
 PR_SET_PDEATHSIG: Final = 1
 PR_GET_PDEATHSIG: Final = 2
@@ -35,21 +33,15 @@ PR_SET_SECUREBITS: Final = 28
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_GET_NO_NEW_PRIVS: Final = 39
 PR_CAP_AMBIENT: Final = 47
-PR_CAP_AMBIENT_IS_SET: Final = 1
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 PR_SET_MDWE: Final = 65
 PR_GET_MDWE: Final = 66
 PR_MDWE_REFUSE_EXEC_GAIN: Final = 1
 
 PROT_READ: Final = 1
-PROT_WRITE: Final = 2
 PROT_EXEC: Final = 4
 
 CLONE_VM: Final = 0x00000100
-
-_FUTEX_WAKE_OP: Final = 5
-# FUTEX_OP(FUTEX_OP_OR, 0, FUTEX_OP_CMP_EQ, 0): "or the word with 0".
-_FUTEX_OR_WITH_ZERO: Final = 2 << 28
 
 _SECCOMP_SET_MODE_FILTER: Final = 1
 _SECCOMP_FILTER_FLAG_TSYNC: Final = 1
@@ -104,47 +96,14 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
     return result if result != -1 else _checked(result, f"prctl({option}, {arg2})")
 
 
-def parent_death_signal() -> int:
-    """The signal that this process gets when its parent ends; 0 if none."""
-    signal_number = ctypes.c_int(0)
-    prctl(PR_GET_PDEATHSIG, ctypes.addressof(signal_number))
-    return signal_number.value
-
-
 def unshare(flags: int) -> None:
     """unshare(2)."""
     _checked(_unshare(flags), "unshare")
 
 
-def close_range(first: int, last: int) -> None:
-    """Close the descriptors first to last, both included."""
-    _checked(_syscall(_CLOSE_RANGE, first, last, 0, 0, 0, 0), "close_range")
-
-
 def mprotect(address: int, length: int, protection: int) -> None:
     """mprotect(2); address and length in bytes, whole pages."""
     _checked(_mprotect(address, length, protection), "mprotect")
-
-
-def touch_for_writing(address: int) -> None:
-    """Have the kernel write the 32-bit word at address back unchanged.
-
-    Raises OSError with EFAULT if the page is not writable. FUTEX_WAKE_OP with "or 0" is the one
-    write that changes nothing if it does succeed and kills nobody if it does not.
-    """
-    word = ctypes.c_uint32(0)
-    _checked(
-        _syscall(
-            _numbered("futex"),
-            ctypes.addressof(word),
-            _FUTEX_WAKE_OP,
-            0,
-            0,
-            address,
-            _FUTEX_OR_WITH_ZERO,
-        ),
-        "futex",
-    )
 
 
 class _CapabilityHeader(ctypes.Structure):
@@ -213,21 +172,6 @@ def landlock_abi() -> int:
         )
     except OSError:
         return 0
-
-
-def landlock_create_ruleset(attributes: bytes) -> int:
-    """Create a ruleset from a packed landlock_ruleset_attr; returns its descriptor."""
-    buffer = ctypes.c_char_p(attributes)
-    address = ctypes.c_void_p.from_buffer(buffer).value or 0
-    return _checked(
-        _syscall(_LANDLOCK_CREATE_RULESET, address, len(attributes), 0, 0, 0, 0),
-        "landlock_create_ruleset",
-    )
-
-
-def landlock_restrict_self(ruleset: int) -> None:
-    """Put this thread into a new domain made of the ruleset."""
-    _checked(_syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0, 0, 0, 0, 0), "landlock_restrict_self")
 
 
 def load_filter(program: bytes) -> None:
