@@ -41,8 +41,8 @@ it, and `tests/escape/test_matrix.py` fails if an attack ends in any other way.
 
 A cell is how the attack ended: `{through}` it got through, an errno, the signal that killed it, or
 *contained* (the call succeeded, but on something that is not the host's). An attack that does not
-work without walls is void on that host and proves nothing; such rows are listed with the reason. A
-wall counts as stopping an attack only if it did so for the reason that is written beside the attack.
+work without walls is void on that host and proves nothing; such rows are listed with the reason.
+A wall counts as stopping an attack only if it did so for the reason that stands beside the attack.
 
 {walls}
 | U+R | both, for limits that root is exempt from and its runners are not; no single wall |

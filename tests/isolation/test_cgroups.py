@@ -278,9 +278,21 @@ def _state(daemon: DaemonProcess) -> tuple[bool, str]:
     return layer.active, layer.detail
 
 
-def _trees() -> set[Path]:
+def _trees(daemon: DaemonProcess) -> set[Path]:
+    """Those of this daemon's launcher: others may run on this machine."""
     places, _ = cgroups.find_places()
-    return {tree for place in places for tree in place.directory.glob("sandboxd-*")}
+    launchers = [process.pid for process in daemon.descendants() if process.ppid() == daemon.pid]
+    return {
+        tree
+        for place in places
+        for pid in launchers
+        for tree in place.directory.glob(f"sandboxd-{pid}-*")
+    }
+
+
+def _assert_gone(trees: set[Path]) -> None:
+    assert trees
+    assert not [tree for tree in trees if tree.exists()]
 
 
 def test_every_runner_is_in_a_slot_and_none_is_left_after_the_end(
@@ -288,18 +300,18 @@ def test_every_runner_is_in_a_slot_and_none_is_left_after_the_end(
 ) -> None:
     if not cgroups.find_places()[0]:
         pytest.skip("this host lets nobody of us divide a cgroup")
-    before = _trees()
     with start_daemon("--spare-runners=2") as daemon:
         daemon.wait_status(lambda status: status.pool.spare == 2)
         active, detail = _state(daemon)
         assert "alone in a cgroup with" in detail
         assert active == (cgroups.find_places()[1] == "")
-        (tree, *_) = _trees() - before
+        trees = _trees(daemon)
+        tree = min(trees)
         members = [slot / "cgroup.procs" for slot in tree.iterdir() if slot.is_dir()]
         pids = [int(pid) for path in members for pid in path.read_text().split()]
         assert len(pids) == 2
         assert set(pids) <= {process.pid for process in daemon.descendants()}
-    assert _trees() == before
+    _assert_gone(trees)
 
 
 def test_a_daemon_that_was_killed_leaves_nothing_to_its_successor(
@@ -307,9 +319,8 @@ def test_a_daemon_that_was_killed_leaves_nothing_to_its_successor(
 ) -> None:
     if not cgroups.find_places()[0]:
         pytest.skip("this host lets nobody of us divide a cgroup")
-    before = _trees()
     with start_daemon("--spare-runners=1") as daemon:
-        first = _trees() - before
+        first = _trees(daemon)
         below = daemon.descendants()
         daemon.kill()
         deadline = time.monotonic() + 10
@@ -317,16 +328,13 @@ def test_a_daemon_that_was_killed_leaves_nothing_to_its_successor(
             assert time.monotonic() < deadline
             time.sleep(0.02)
         daemon.restart()
-        second = _trees() - before
-        assert first
-        assert second
-        assert not first & second
-    assert _trees() == before
+        second = _trees(daemon)
+        _assert_gone(first)
+    _assert_gone(second)
 
 
 def test_cgroups_can_be_switched_off(start_daemon: StartDaemon) -> None:
-    before = _trees()
     with start_daemon("--cgroups=off", "--spare-runners=1") as daemon:
         daemon.wait_status(lambda status: status.pool.spare == 1)
         assert _state(daemon) == (False, "switched off by --cgroups=off")
-        assert _trees() == before
+        assert not _trees(daemon)

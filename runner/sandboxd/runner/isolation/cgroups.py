@@ -9,12 +9,13 @@ The layout, in each hierarchy::
 
     <the daemon's own cgroup>/
         supervisor/            the daemon and the launcher; v2 only, where processes live in leaves
-        sandboxd-<pid>/        locked (flock) while the launcher or a zygote lives
+        sandboxd-<pid>-<n>/    locked (flock) while the launcher or a zygote lives
             0/ 1/ 2/ ...       a slot for one child at a time
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -33,6 +34,7 @@ _MARKS: Final = ("user.delegate", "trusted.delegate")
 _NEEDED: Final = frozenset({"memory", "pids"})
 _REMOVAL_TIMEOUT_S: Final = 2.0
 _CPU_PERIOD_US: Final = 100_000
+_ATTEMPTS: Final = 5
 
 
 class NoCgroupsError(Exception):
@@ -209,21 +211,34 @@ def _plant(place: Place, slots: int, cpu_percent: int, daemon_pid: int) -> Tree:
     if place.version == 2:
         _move_to_leaf(place.directory, daemon_pid)
         _enable(place.directory, place.controllers)
-    directory = place.directory / f"{_TREE}{os.getpid()}"
-    directory.mkdir()
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    # Held by whoever has this descriptor: launcher and zygotes.
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    directory, descriptor = _make_tree(place.directory)
     if place.version == 2:
         _enable(directory, place.controllers)
     joining = []
     for number in range(slots):
         slot = directory / str(number)
-        slot.mkdir()
+        slot.mkdir(mode=0o700)
         _set_fixed_limits(slot, place, cpu_percent)
         if place.version == 2:
             joining.append(os.open(slot / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
     return Tree(place.version, place.controllers, directory, descriptor, tuple(joining))
+
+
+def _make_tree(base: Path) -> tuple[Path, int]:
+    """Make and lock the directory of all slots; the lock is held by whoever has the descriptor."""
+    for attempt in range(_ATTEMPTS):
+        directory = base / f"{_TREE}{os.getpid()}-{attempt}"
+        directory.mkdir(mode=0o700)
+        descriptor = -1
+        # Another daemon that starts may take it for one that was left behind.
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if directory.exists():
+                return directory, descriptor
+        if descriptor >= 0:
+            os.close(descriptor)
+    raise OSError(0, f"{base}: others sweep away what is made there")
 
 
 def _move_to_leaf(directory: Path, daemon_pid: int) -> None:
