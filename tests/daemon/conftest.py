@@ -96,8 +96,10 @@ def _section(kind: int, body: bytes) -> bytes:
 def many_functions() -> Callable[[int], bytes]:
     """Make a module of so many tiny functions: compiling takes about 25 us and 1 KB for each."""
 
-    def make(count: int) -> bytes:
-        function = b"\x04\0\x20\0\x0b"  # its size, no locals, local.get 0, end
+    def make(count: int, additions: int = 0) -> bytes:
+        # no locals, local.get 0, so many times (i32.const 1, i32.add), end
+        body = b"\0\x20\0" + b"\x41\x01\x6a" * additions + b"\x0b"
+        function = _leb128(len(body)) + body
         return (
             b"\0asm\x01\0\0\0"
             + _section(1, b"\x01\x60\x01\x7f\x01\x7f")  # one type: (i32) -> i32
@@ -110,6 +112,9 @@ def many_functions() -> Callable[[int], bytes]:
 
 
 @pytest.fixture(scope="session")
-def slow_wasm(many_functions: Callable[[int], bytes]) -> bytes:
-    """A module that compiles for some seconds, and is not too large for one message."""
-    return many_functions(300_000)
+def slow_wasm(many_functions: Callable[..., bytes]) -> bytes:
+    """A module that compiles for some seconds, and is not too large for one message.
+
+    Just under the most functions that a module may have.
+    """
+    return many_functions(99_000, 8)

