@@ -14,7 +14,7 @@ import grpc
 import pytest
 from tests.daemon.calls import Caller, bytes_call, i32, i64, refused, typed, wasi
 
-from sandboxd.v1 import call_pb2, sandbox_pb2
+from sandboxd.v1 import admin_pb2, call_pb2, sandbox_pb2
 
 MIB = 1 << 20
 LANGUAGES = ("c", "assemblyscript")
@@ -352,7 +352,12 @@ def test_a_flood_returns_what_the_limit_allows(caller: Caller, sink: str) -> Non
 
 
 def pids(daemon: Any, digest: str) -> set[int]:
-    return {one.pid for one in daemon.status().runners if one.module_digest == digest}
+    """Process ids of the runners of a module, those that are on their way out aside."""
+    return {
+        one.pid
+        for one in daemon.status().runners
+        if one.module_digest == digest and one.state != admin_pb2.RUNNER_STATE_DYING
+    }
 
 
 def test_a_process_is_reused_and_the_instance_is_not(

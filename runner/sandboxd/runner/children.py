@@ -142,13 +142,14 @@ def _run_runner(
         guest = _load(engine, artifact_fd, bind, outbox)
         sealed = seal_after_load(seal_required, core=not guest.uses_wasi)
         bound.layers.extend(layer_messages(sealed))
-    except (ArtifactError, IsolationError, OSError, MemoryError) as error:
+        # After the last filter: a thread inherits the filters of the one that starts it.
+        threading.Thread(target=_interrupt, args=(interrupt_fd, engine), daemon=True).start()
+    except (ArtifactError, IsolationError, OSError, MemoryError, RuntimeError) as error:
+        # RuntimeError: no thread can be started, because the user has too many already.
         bound.error = str(error) or type(error).__name__
     channel.send(runner_pb2.RunnerReply(bound=bound).SerializeToString())
     if guest is None or bound.error:
         return EXIT_NOT_LOCKED
-    # After the last filter: a thread inherits the filters of the one that starts it.
-    threading.Thread(target=_interrupt, args=(interrupt_fd, engine), daemon=True).start()
     _serve(channel, guest, outbox)
     return EXIT_DONE
 
