@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format proto guests guests-check interpreter escape-matrix clean bench-lockdown seccomp-idle \
+.PHONY: help install demo test test-attacks check format proto guests guests-check interpreter escape-matrix clean bench-lockdown seccomp-idle \
   hostile soak-deadlines soak-residue
 
 help: ## List the verbs
@@ -25,7 +25,10 @@ demo: $(STAMP) ## Start a private daemon and watch it run, answer, hang and be k
 	@$(BIN)/python examples/demo.py
 
 test: $(STAMP) ## Run the tests (real daemon, real processes; under 5 minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/escape --ignore tests/hostile
+
+test-attacks: $(STAMP) ## Run the tests that attack: the escape matrix, siblings, hostile guests and frames
+	$(BIN)/python -m pytest tests/escape tests/hostile
 
 check: $(STAMP) ## Format, lint, types, import contracts, protocol lint and stub drift
 	$(BIN)/ruff format --check

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+# Some tests fork this process on purpose; gRPC's handlers around fork abort in a child of a child.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
 import contextlib
 import dataclasses
-import os
 import random
 import signal
 import subprocess

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,13 @@ def test_a_hostile_pointer_is_a_host_error(caller: Caller, sink: str) -> None:
     response = caller.execute(bytes_call(sink, "liar", b"x"))
     assert response.WhichOneof("outcome") == "host_error"
     assert response.host_error.message
+
+
+@pytest.fixture(scope="module")
+def daemon(start_daemon: Any) -> Iterator[Any]:
+    """A daemon with so much grace that a busy machine does not turn an interrupt into a kill."""
+    with start_daemon("--grace", "2s") as running:
+        yield running
 
 
 @pytest.fixture(params=LANGUAGES)

@@ -187,6 +187,7 @@ def word(response: sandbox_pb2.ExecuteResponse) -> str:
         "limit_exceeded": lambda: _name(call_pb2.LimitKind, outcome.kind, "LIMIT_KIND_"),
         "link_error": lambda: f"{outcome.module}.{outcome.name}",
         "crashed": lambda: outcome.signal_name,
+        "protocol_violation": lambda: outcome.message,
     }.get(kind)
     short: str = {"deadline_exceeded": "deadline", "limit_exceeded": "limit"}.get(kind, kind)
     return short if detail is None else f"{short}:{detail()}"

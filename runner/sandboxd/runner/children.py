@@ -210,6 +210,8 @@ def _run_compiler(policy: ChildPolicy, plan: Plan, fds: list[int], engines: Engi
         reply = compile_module(engine, wasm, artifact_fd, policy.file_size_bytes)
     except MemoryError:
         reply = out_of_memory()
+    if reply.too_complex.limit == "memory":
+        reply.too_complex.maximum = policy.data_bytes
     channel.send(reply.SerializeToString())
     return EXIT_DONE
 

@@ -383,6 +383,8 @@ def _death(exit_status: ExitStatus, breach: str, config: CompileConfig) -> fault
     if exit_status.known and exit_status.cpu_time_ns >= limits.cpu_seconds * 1_000_000_000:
         # SIGXCPU comes first, but a process that handles it gets SIGKILL, which tells nothing.
         signals[-signal.SIGKILL] = cpu_time
+    if exit_status.out_of_memory:
+        signals[-signal.SIGKILL] = memory
     if breach:
         return _too_complex("protocol", f"the compiler broke its protocol: {for_people(breach)}")
     if exit_status.known and exit_status.status in signals:
