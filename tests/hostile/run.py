@@ -58,7 +58,7 @@ milliseconds; the daemon runs with tight limits: {arguments}.
 {rows}
 
 The supervisor before, warmed up with each row once: {before}. After: {after}. It may have grown by
-{rss} MiB (arenas of allocators) and {descriptors} descriptors.
+{rss} MiB (harness.py says why) and {descriptors} descriptors.
 
 What else is hostile, and tested in `tests/hostile`: frames of a runner or compiler that was taken
 over (`test_frames.py`, `test_compiler_frames.py`, `test_frames_fuzz.py`), hung runs

@@ -88,6 +88,8 @@ class HardenedServer:
                 with gate:
                     return await method(request, context)
             except Exception as error:  # noqa: BLE001 - the last line before the transport
+                # See _refuse: this frame is remembered, too.
+                del request
                 await self._refuse(context, error)
 
         return call
@@ -154,6 +156,9 @@ class HardenedServer:
             await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the daemon's log")
         assert isinstance(error, faults.Fault)
         self._stats.fault(error.reason)
+        # gRPC keeps the exception that ends a call in a reference cycle, and with it this one. Its
+        # frames hold the request: megabytes that would wait for the garbage collector.
+        error.__traceback__ = error.__context__ = error.__cause__ = None
         trailer = ((faults.DETAILS_KEY, error.details()),)
         await context.abort(error.status, error.message, trailer)
 
