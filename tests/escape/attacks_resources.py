@@ -133,7 +133,8 @@ def _timers(_field: Field) -> None:
 
 @attack("exhaust kernel memory by message queues", "R:EMFILE L:EACCES S:SIGSYS")
 def _queues(_field: Field) -> None:
-    attributes = ctypes.create_string_buffer(struct.pack("qqqq", 0, 10, 4096, 0), 64)
+    # One small message: the limit is per user, and others may hold queues, too.
+    attributes = ctypes.create_string_buffer(struct.pack("qqqq", 0, 1, 64, 0), 64)
     name, keep = native.text(f"sandboxd-escape-own-{os.getpid()}".encode())
     native.call("mq_open", name, os.O_CREAT | os.O_RDWR, 0o600, ctypes.addressof(attributes))
     native.call("mq_unlink", name)
