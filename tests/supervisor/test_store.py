@@ -14,7 +14,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from sandboxd.supervisor import faults
 from sandboxd.supervisor.keys import DIGEST_PREFIX, digest_of
-from sandboxd.supervisor.store import META_NAME, WASM_NAME, StateDirectoryBusy, Store
+from sandboxd.supervisor.store import (
+    META_NAME,
+    WASM_NAME,
+    StateDirectoryBusy,
+    StateDirectoryForeign,
+    Store,
+)
 from sandboxd.v1 import module_pb2
 
 TENANT = "default"
@@ -240,3 +246,22 @@ def test_what_is_stored_is_reachable_by_its_owner_alone(store: Store, tmp_path: 
     assert len(directories) == 4
     for path in (tmp_path / "state", *directories):
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+@pytest.mark.parametrize("names", [["precious"], ["incoming"], ["lock", "etc"]])
+def test_a_directory_of_somebody_else_is_refused_and_not_touched(
+    tmp_path: Path, names: list[str]
+) -> None:
+    for name in names:
+        (tmp_path / name).mkdir() if name != "lock" else (tmp_path / name).touch()
+        if name != "lock":
+            (tmp_path / name / "file").write_text("precious")
+
+    def state() -> dict[Path, tuple[float, int, int]]:
+        found = {path: path.stat() for path in tmp_path.rglob("*")}
+        return {path: (one.st_mtime, one.st_uid, one.st_mode) for path, one in found.items()}
+
+    before = state()
+    with pytest.raises(StateDirectoryForeign, match="--state-dir"):
+        Store(tmp_path, MAX_BYTES).open()
+    assert state() == before

@@ -130,7 +130,10 @@ class Daemon:
     # --- start and stop ---------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serve until asked to stop. Raises `StartError`, `EndpointError`, `StateDirectoryBusy`."""
+        """Serve until asked to stop.
+
+        Raises `StartError`, `EndpointError` or `StateDirectoryUnusable`.
+        """
         try:
             self._store.open()
         except OSError as error:

@@ -40,7 +40,7 @@ from sandboxd.supervisor import logs, settings
 from sandboxd.supervisor.endpoints import EndpointError
 from sandboxd.supervisor.isolation import UnknownLayer
 from sandboxd.supervisor.launcher import LauncherLost
-from sandboxd.supervisor.store import StateDirectoryBusy
+from sandboxd.supervisor.store import StateDirectoryUnusable
 from sandboxd.supervisor.zygote import ZygoteFailed
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ async def _run(chosen: settings.Settings) -> int:
         loop.add_signal_handler(number, daemon.request_stop)
     try:
         await daemon.run()
-    except (StartError, ZygoteFailed, LauncherLost, EndpointError, StateDirectoryBusy) as error:
+    except (StartError, ZygoteFailed, LauncherLost, EndpointError, StateDirectoryUnusable) as error:
         click.echo(f"sandboxd: {error}", err=True)
         return EXIT_START_FAILED
     log.info("stopped")

@@ -38,8 +38,20 @@ WASM_NAME = "module.wasm"
 META_NAME = "module.pb"
 
 
-class StateDirectoryBusy(Exception):  # noqa: N818 - a state of the world
+# What a daemon makes in its state directory: its own files, and the artifact store's.
+OWN_NAMES = frozenset({"lock", "incoming", "modules", "artifacts", "secret"})
+
+
+class StateDirectoryUnusable(Exception):  # noqa: N818 - a state of the world
+    """The state directory cannot be used; the message says why and what to do."""
+
+
+class StateDirectoryBusy(StateDirectoryUnusable):
     """Another daemon uses the state directory."""
+
+
+class StateDirectoryForeign(StateDirectoryUnusable):
+    """The directory is somebody else's: it holds what no daemon made."""
 
 
 class Incoming:
@@ -124,9 +136,10 @@ class Store:
     def open(self) -> None:
         """Lock the directory, drop what was never acknowledged, read the index.
 
-        Raises `StateDirectoryBusy`, or OSError with a path that cannot be used.
+        Raises `StateDirectoryUnusable`, or OSError with a path that cannot be used.
         """
         self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._refuse_foreign()
         self._lock_fd = os.open(
             self._state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
@@ -152,6 +165,16 @@ class Store:
                 self._read(tenant.name, entry)
         for tenant_name, modules in self._index.items():
             self._order[tenant_name] = sorted(modules)
+
+    def _refuse_foreign(self) -> None:
+        """Touch no directory that is not ours alone: files in it are removed, and change owner."""
+        names = {entry.name for entry in self._state_dir.iterdir()}
+        foreign = {name for name in names - OWN_NAMES if not name.startswith("secret-")}
+        if foreign or (names and "lock" not in names):
+            raise StateDirectoryForeign(
+                f"{self._state_dir} holds what is not sandboxd's ({min(foreign or names)!r}); pass "
+                "an empty directory as --state-dir"
+            )
 
     def _read(self, tenant: str, entry: Path) -> None:
         try:
