@@ -9,7 +9,6 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 import contextlib
 import dataclasses
-import random
 import signal
 import subprocess
 import sys
@@ -34,9 +33,6 @@ from sandboxd.v1 import (
 # Each channel has a connection of its own: closing one disconnects, and a flood on one does not
 # disturb the others.
 CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1)]
-# Started as root, a daemon's children take user ids from a range, and limits on processes count per
-# user: daemons that run at the same time, in other test runs too, need ranges of their own.
-UID_RANGES = range(1_000_000_000, 4_000_000_000, 1000)
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0
 
@@ -200,8 +196,6 @@ def start_daemon() -> Iterator[Callable[..., contextlib.AbstractContextManager[D
         with tempfile.TemporaryDirectory(prefix="sbx-") as directory:
             if user is not None:
                 os.chown(directory, user, user)
-            if os.geteuid() == 0 and user is None:
-                arguments = ("--uid-base", str(random.choice(UID_RANGES)), *arguments)
             daemon = DaemonProcess(Path(directory), arguments, user)
             daemon.start()
             below = daemon.descendants()

@@ -17,7 +17,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from sandboxd.supervisor import endpoints, host, isolation, privileges
+from sandboxd.supervisor import endpoints, host, isolation, privileges, uid_range
 from sandboxd.supervisor.artifact_store import ArtifactStore
 from sandboxd.supervisor.artifacts import ArtifactCache
 from sandboxd.supervisor.compilation import CompileConfig, CompileService
@@ -37,6 +37,7 @@ from sandboxd.supervisor.settings import MIB, Settings
 from sandboxd.supervisor.stats import Stats
 from sandboxd.supervisor.store import Store
 from sandboxd.supervisor.text import for_people
+from sandboxd.supervisor.uid_range import UidRange, UidRangeUnavailable
 from sandboxd.supervisor.zygote import ChildLimits, Zygote, ZygoteFailed
 from sandboxd.v1 import (
     admin_pb2,
@@ -66,8 +67,6 @@ RUNNER_OVERHEAD_BYTES = 192 * MIB
 # Threads of one runner: main, interrupt, and those that WASI input and output start.
 RUNNER_THREADS = 16
 FIRST_RUNNER_TIMEOUT_S = 20.0
-# The one above means "leave it as it is" to the kernel, which for a runner would be root.
-MAX_UID = 2**32 - 2
 ZYGOTE_PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -84,6 +83,9 @@ class Daemon:
         self._stop = asyncio.Event()
         self._fatal = ""
         self._as_root = os.geteuid() == 0
+        # Runners and compilers at once, those that are dying included.
+        self._slots = 2 * settings.max_runners + settings.compilers + 8
+        self._uids: UidRange | None = None
         self._started_at = self._loop.time()
         self._started_wall = Timestamp()
         self._started_wall.FromNanoseconds(time.time_ns())
@@ -143,11 +145,16 @@ class Daemon:
         try:
             # Exec'd first of all: while this process is small, has one thread, and may be root.
             self._launcher.start()
+            if self._as_root:
+                # The first one may be the daemon's own.
+                self._uids = uid_range.take(self._settings.uid_base, 1 + self._slots)
             await self._start_zygote()
             await self._first_runner()
             await self._serve()
             if self._fatal:
                 raise StartError(self._fatal)
+        except UidRangeUnavailable as error:
+            raise StartError(str(error)) from error
         finally:
             if self._replacing is not None:
                 self._replacing.cancel()
@@ -161,6 +168,8 @@ class Daemon:
             self._artifacts.close()
             self._store.close()
             self._notifier.close()
+            if self._uids is not None:
+                self._uids.close()
 
     async def _serve(self) -> None:
         settings = self._settings
@@ -199,18 +208,22 @@ class Daemon:
         owners = {os.geteuid()}
         try:
             if self._as_root:
-                become = privileges.account(self._settings.user, self._settings.uid_base)
-                owners.add(become.uid)
+                owners.add(self._account().uid)
             self._artifacts.open(self._store.directory_fd, owners)
         except (privileges.PrivilegeError, OSError) as error:
             raise StartError(f"artifacts: {error}") from error
+
+    def _account(self) -> privileges.Account:
+        """Who the daemon becomes when started as root. Raises `PrivilegeError`."""
+        assert self._uids is not None
+        return privileges.account(self._settings.user, self._uids.ids.start)
 
     def _give_up_root(self) -> None:
         """From here on nothing is root but the launcher and what it forks."""
         if not self._as_root:
             return
         try:
-            become = privileges.account(self._settings.user, self._settings.uid_base)
+            become = self._account()
             privileges.hand_over(self._settings.state_dir, become)
             privileges.give_up_root(become)
         except (privileges.PrivilegeError, OSError) as error:
@@ -273,17 +286,11 @@ class Daemon:
 
     async def _start_zygote(self) -> None:
         settings = self._settings
-        uids: range | tuple[()] = ()
-        slots = 2 * settings.max_runners + settings.compilers + 8
-        if self._as_root:
-            # The first one of the range may be the daemon's own.
-            uids = range(settings.uid_base + 1, settings.uid_base + 1 + slots)
-            if uids[-1] > MAX_UID:
-                raise StartError(f"--uid-base can be {MAX_UID - slots} at most: {slots} are taken")
+        uids = self._uids.ids[1:] if self._uids is not None else ()
         zygote = Zygote(uids, self._on_zygote_lost)
         try:
             await zygote.start(
-                self._launcher, settings.namespaces, self._required, _cgroups(settings, slots)
+                self._launcher, settings.namespaces, self._required, _cgroups(settings, self._slots)
             )
         except BaseException:
             await zygote.stop()
@@ -294,8 +301,17 @@ class Daemon:
         self._executor.engine_version = zygote.engine_version
         self._executor.isolation_profile = self._settings.isolation
         self._tell_layers()
-        self._compiles.use_zygote(zygote, _processes(settings, zygote, self._as_root))
-        self._pool.use_zygote(zygote, _processes(settings, zygote, self._as_root))
+        self._compiles.use_zygote(zygote, self._processes(zygote))
+        self._pool.use_zygote(zygote, self._processes(zygote))
+
+    def _processes(self, zygote: Zygote) -> int:
+        """RLIMIT_NPROC of a child: it counts per user, so it depends on who shares the user."""
+        if self._as_root:
+            return RUNNER_THREADS  # every child has a user of its own
+        if any(layer.name == "namespaces" and layer.active for layer in zygote.layers):
+            # All share one user, but one that counts only within their namespace.
+            return RUNNER_THREADS * self._slots
+        return 0  # the user's other processes count, too: no number is right
 
     async def _first_runner(self) -> None:
         """Prove before READY that a process can be locked down here: fail closed, and say why."""
@@ -497,16 +513,6 @@ def _policy(settings: Settings) -> LimitPolicy:
         settings.max_output,
     )
     return LimitPolicy(default, maximum)
-
-
-def _processes(settings: Settings, zygote: Zygote, as_root: bool) -> int:
-    """RLIMIT_NPROC of a child: it counts per user, so it depends on who shares the user."""
-    if as_root:
-        return RUNNER_THREADS  # every child has a user of its own
-    if any(layer.name == "namespaces" and layer.active for layer in zygote.layers):
-        # All share one user, but one that counts only within their namespace.
-        return RUNNER_THREADS * (2 * settings.max_runners + settings.compilers + 8)
-    return 0  # the user's other processes count, too: no number is right
 
 
 def _cgroups(settings: Settings, slots: int) -> control_pb2.Cgroups:

@@ -172,11 +172,13 @@ class Settings:
         "sandboxd if it exists, else the first id of the range below]",
         show=False,
     )
-    uid_base: int = _option(
-        1_900_000_000,
+    uid_base: int | None = _option(
+        None,
         "First user id of the range that runners take when started as root. The range must not "
-        "overlap with real users or containers.",
+        "overlap with real users or containers. [default: the first range from 1900000000 on "
+        "that no other sandboxd of this machine takes]",
         COUNT,
+        show=False,
     )
     isolation: str = _option(
         "default",

@@ -1,0 +1,68 @@
+"""User ids for the children of a daemon that was started as root, its own and nobody else's.
+
+Two daemons that shared a range would share users between their runners: a wall fewer between them,
+and limits that count both. So each one locks its range. The lock file stands for the user ids of
+this machine, one byte each; a POSIX record lock over a range of its bytes is that range, and
+overlaps are refused by the kernel. The lock ends with the process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+LOCK_PATH = "/run/sandboxd-uids.lock"
+# Above what systemd gives to containers and dynamic users (up to 1,879,048,191, see UIDS-GIDS), and
+# below 2^31, where some tools take a user id for a negative number.
+FIRST = 1_900_000_000
+_STEP = 10_000
+_LAST = 2**31 - 1
+# The one above means "leave it as it is" to the kernel, which for a runner would be root.
+MAX_UID = 2**32 - 2
+
+
+class UidRangeUnavailable(Exception):  # noqa: N818 - a state of the world
+    """No range of user ids could be taken; the message says why and what to do."""
+
+
+class UidRange:
+    """A locked range. CAVEAT: closing any descriptor of the lock file would give it up."""
+
+    def __init__(self, ids: range, lock_fd: int) -> None:
+        self.ids = ids
+        self._lock_fd = lock_fd
+
+    def close(self) -> None:
+        """Give it up; idempotent."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+
+def take(first: int | None, count: int, lock_path: str = LOCK_PATH) -> UidRange:
+    """Lock `count` user ids from `first` on, or the first free ones if it is None.
+
+    An operator's choice is never replaced by another: what lies beside it may be in use. Raises
+    `UidRangeUnavailable`.
+    """
+    if first is not None and first + count - 1 > MAX_UID:
+        raise UidRangeUnavailable(
+            f"--uid-base can be {MAX_UID + 1 - count} at most: {count} user ids are taken"
+        )
+    try:
+        fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise UidRangeUnavailable(
+            f"user ids are locked in {lock_path}: {error.strerror}; make its directory writable"
+        ) from error
+    bases = range(FIRST, _LAST - count, max(_STEP, count)) if first is None else (first,)
+    for base in bases:
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, count, base)
+        except (BlockingIOError, PermissionError):
+            continue
+        return UidRange(range(base, base + count), fd)
+    os.close(fd)
+    raise UidRangeUnavailable(
+        "another sandboxd takes user ids of this range; pass another --uid-base, or none"
+    )

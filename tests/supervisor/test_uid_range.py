@@ -1,0 +1,77 @@
+"""Ranges of user ids: no two daemons of a machine have one in common."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sandboxd.supervisor.uid_range import FIRST, MAX_UID, UidRangeUnavailable, take
+
+# Another process: record locks do not stand between two users in one.
+HOLD = """
+import sys
+from sandboxd.supervisor.uid_range import take
+held = take(int(sys.argv[2]) or None, int(sys.argv[3]), sys.argv[1])
+print(held.ids.start, flush=True)
+sys.stdin.read()
+"""
+
+
+class Other:
+    """A process that holds a range until it ends."""
+
+    def __init__(self, lock: Path, first: int, count: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(lock), str(first), str(count)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self.process.stdout is not None
+        self.start = int(self.process.stdout.readline())
+
+    def end(self) -> None:
+        self.process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("first", "free"), [(1000, False), (1099, False), (1100, True), (900, False)]
+)
+def test_a_range_that_overlaps_with_anothers_is_refused(
+    tmp_path: Path, first: int, free: bool
+) -> None:
+    other = Other(tmp_path / "lock", 1000, 100)
+    try:
+        if free:
+            take(first, 101, str(tmp_path / "lock")).close()
+        else:
+            with pytest.raises(UidRangeUnavailable, match="--uid-base"):
+                take(first, 101, str(tmp_path / "lock"))
+    finally:
+        other.end()
+    take(first, 101, str(tmp_path / "lock")).close()
+
+
+def test_without_a_choice_the_next_free_range_is_taken(tmp_path: Path) -> None:
+    others = [Other(tmp_path / "lock", 0, 50) for _ in range(2)]
+    mine = take(None, 50, str(tmp_path / "lock"))
+    starts = [other.start for other in others] + [mine.ids.start]
+    assert starts[0] == FIRST
+    assert len(set(starts)) == 3
+    assert len(mine.ids) == 50
+    for other in others:
+        other.end()
+    mine.close()
+
+
+def test_the_last_user_id_is_never_taken(tmp_path: Path) -> None:
+    with pytest.raises(UidRangeUnavailable, match="at most"):
+        take(MAX_UID, 2, str(tmp_path / "lock"))
+    take(MAX_UID - 1, 2, str(tmp_path / "lock")).close()
+
+
+def test_a_lock_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UidRangeUnavailable, match="nowhere"):
+        take(None, 1, str(tmp_path / "nowhere" / "lock"))
