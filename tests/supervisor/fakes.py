@@ -20,7 +20,7 @@ from sandboxd.supervisor.pool import Pool, PoolConfig
 from sandboxd.supervisor.runner import Runner
 from sandboxd.supervisor.zygote import ChildLimits, Zygote
 from sandboxd.v1 import call_pb2
-from sandboxd.wire.v1 import runner_pb2
+from sandboxd.wire.v1 import control_pb2, runner_pb2
 
 LIMITS = ChildLimits(data_bytes=1 << 20, cpu_seconds=1, file_size_bytes=1 << 20, processes=1)
 MAX_OUTPUT_BYTES = 64 * 1024
@@ -38,7 +38,12 @@ def result(**outcome: object) -> runner_pb2.RunnerReply:
 
 
 READY = runner_pb2.RunnerReply(ready=runner_pb2.Ready())
-BOUND = runner_pb2.RunnerReply(bound=runner_pb2.Bound())
+SEALING = frozenset({"seccomp-sealed"})
+BOUND = runner_pb2.RunnerReply(
+    bound=runner_pb2.Bound(
+        layers=[control_pb2.IsolationLayer(name=name, active=True) for name in SEALING]
+    )
+)
 DONE = result()
 
 
@@ -120,6 +125,7 @@ class FakeZygote:
         self.children: list[FakeChild] = []
         self.ready_at_once = ready_at_once
         self.has_slot = True
+        self.sealing = SEALING
 
     def spawn(self, kind: int, passed: Sequence[int], limits: ChildLimits) -> Child:
         child = FakeChild(pid=1000 + len(self.children))

@@ -13,6 +13,7 @@ from tests.supervisor.fakes import (
     DONE,
     MAX_OUTPUT_BYTES,
     READY,
+    SEALING,
     FakeChild,
     key,
     module_artifact,
@@ -48,6 +49,7 @@ class Bench:
             cast(Child, self.child),
             Outbox(MAX_OUTPUT_BYTES),
             self.interrupt_write,
+            SEALING,
             lambda layers: self.layers.extend(layer.name for layer in layers),
             lambda _: self.heard.append("ready"),
             lambda _, previous: self.heard.append(f"kill while {previous.value}"),
@@ -220,15 +222,45 @@ async def test_the_word_that_it_is_bound_may_come_after_the_stop(bench: Bench) -
     assert bench.runner.state is State.STOPPING
 
 
-async def test_it_tells_the_layers_that_it_verified_before_and_after_loading(bench: Bench) -> None:
-    for reply, name in ((READY, "seccomp"), (BOUND, "seccomp-sealed")):
-        told = runner_pb2.RunnerReply.FromString(reply.SerializeToString())
-        part = told.ready if name == "seccomp" else told.bound
-        part.layers.add(name=name, active=True)
-        bench.child.say(told)
-        if name == "seccomp":
-            bench.begin()
-    assert bench.layers == ["seccomp", "seccomp-sealed"]
+async def test_it_tells_the_layers_that_it_verified_before_it_was_given_anything(
+    bench: Bench,
+) -> None:
+    told = runner_pb2.RunnerReply.FromString(READY.SerializeToString())
+    told.ready.layers.add(name="seccomp", active=True)
+    bench.child.say(told)
+    assert bench.layers == ["seccomp"]
+
+
+@pytest.mark.parametrize("active", [True, False], ids=["another one", "not active"])
+async def test_a_layer_that_does_not_hold_after_loading_ends_it(bench: Bench, active: bool) -> None:
+    bench.reach(State.BINDING)
+    told = runner_pb2.RunnerReply(bound=runner_pb2.Bound())
+    told.bound.layers.add(name="seccomp" if active else "seccomp-sealed", active=active)
+    bench.child.say(told)
+    assert bench.runner.breach == "after loading, seccomp-sealed does not hold"
+    # Whatever it says of other layers is not passed on.
+    assert bench.layers == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "kept"),
+    [
+        (runner_pb2.BIND_FAILURE_SHORTAGE, True),
+        (runner_pb2.BIND_FAILURE_MEMORY, True),
+        (runner_pb2.BIND_FAILURE_ARTIFACT, False),
+        (runner_pb2.BIND_FAILURE_ISOLATION, False),
+    ],
+)
+async def test_only_a_shortage_is_nobodys_breach(
+    bench: Bench, failure: runner_pb2.BindFailure.ValueType, kept: bool
+) -> None:
+    bench.reach(State.BINDING)
+    told = runner_pb2.RunnerReply(bound=runner_pb2.Bound(error="no", failure=failure))
+    bench.child.say(told)
+    assert bench.answer is not None
+    death = await bench.answer
+    assert isinstance(death, Death)
+    assert death.failure == (failure if kept else runner_pb2.BIND_FAILURE_UNSPECIFIED)
 
 
 async def test_it_is_bound_once_and_the_call_follows_in_the_same_write(bench: Bench) -> None:

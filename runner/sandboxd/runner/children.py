@@ -6,6 +6,7 @@ Nothing is imported and no file is opened after the fork; the lock-down allows n
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import threading
 from typing import NoReturn
@@ -145,13 +146,26 @@ def _run_runner(
         # After the last filter: a thread inherits the filters of the one that starts it.
         threading.Thread(target=_interrupt, args=(interrupt_fd, engine), daemon=True).start()
     except (ArtifactError, IsolationError, OSError, MemoryError, RuntimeError) as error:
-        # RuntimeError: no thread can be started, because the user has too many already.
         bound.error = str(error) or type(error).__name__
+        bound.failure = _bind_failure(error)
     channel.send(runner_pb2.RunnerReply(bound=bound).SerializeToString())
     if guest is None or bound.error:
         return EXIT_NOT_LOCKED
     _serve(channel, guest, outbox)
     return EXIT_DONE
+
+
+def _bind_failure(error: Exception) -> runner_pb2.BindFailure.ValueType:
+    match error:
+        case ArtifactError():
+            return runner_pb2.BIND_FAILURE_ARTIFACT
+        case IsolationError():
+            return runner_pb2.BIND_FAILURE_ISOLATION
+        case MemoryError() | OSError(errno=errno.ENOMEM):
+            return runner_pb2.BIND_FAILURE_MEMORY
+        case _:
+            # OSError, or RuntimeError: no thread can be started, the user has too many already.
+            return runner_pb2.BIND_FAILURE_SHORTAGE
 
 
 def _load(

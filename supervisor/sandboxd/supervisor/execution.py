@@ -337,8 +337,13 @@ class Executor:
         exit_status = death.exit_status
         if watchdog.reason is not None and not death.breach:
             self._tell_stop(call, response, watchdog, sandbox_pb2.STOP_METHOD_KILLED, ())
+        elif death.failure == runner_pb2.BIND_FAILURE_MEMORY:
+            response.limit_exceeded.kind = call_pb2.LIMIT_KIND_MEMORY
+            response.limit_exceeded.message = death.breach
+        elif death.failure == runner_pb2.BIND_FAILURE_SHORTAGE:
+            raise faults.Overloaded(death.breach, retry_after_s=1.0)
         elif death.breach:
-            response.protocol_violation.message = for_people(death.breach)
+            response.protocol_violation.message = death.breach
         elif self.stopping:
             raise shutting_down()
         elif not exit_status.known:

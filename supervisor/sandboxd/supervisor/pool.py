@@ -325,6 +325,7 @@ class Pool:
             child,
             outbox,
             interrupt_write,
+            self._zygote.sealing,
             self.on_layers,
             self._on_ready,
             self._on_kill,

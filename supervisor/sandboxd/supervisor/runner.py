@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from sandboxd.supervisor import frames, isolation
+from sandboxd.supervisor import frames
 from sandboxd.supervisor.artifacts import Artifact
 from sandboxd.supervisor.child import Child, ExitStatus
 from sandboxd.supervisor.keys import Key
@@ -37,12 +37,12 @@ MAX_RESULTS = 1000
 MAX_REPLY_FIELDS = 2 * MAX_RESULTS
 _REPLY_LEVELS = 3
 _UNCOUNTED_BYTES = 4096
-# The only layers that a runner reports after it has seen a module, when its word is no longer
-# trusted: those that it applies then.
-_LAYERS_AFTER_LOADING = isolation.AFTER_LOADING
 # A process that ends closes its socket a moment before the kernel tells of its end. One that lives
 # on for this long has closed it on purpose.
 _HANGUP_PATIENCE_S = 0.2
+
+# Reasons for which a runner cannot be bound that neither it nor its guest is to blame for.
+_NO_BREACH = frozenset({runner_pb2.BIND_FAILURE_MEMORY, runner_pb2.BIND_FAILURE_SHORTAGE})
 
 _ALLOWED: dict[State, frozenset[str]] = {
     State.STARTING: frozenset({"ready", "failed"}),
@@ -59,10 +59,15 @@ _ALLOWED: dict[State, frozenset[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """The answer of a runner that ended instead: how, and which rule it broke before, if any."""
+    """The answer of a runner that ended instead: how, and why it was ended, if it was.
+
+    `breach` is the rule that it broke. `failure` is set, with the words in `breach`, if it could
+    not be bound for a reason that is nobody's breach.
+    """
 
     exit_status: ExitStatus
     breach: str
+    failure: runner_pb2.BindFailure.ValueType = runner_pb2.BIND_FAILURE_UNSPECIFIED
 
 
 Answer = runner_pb2.Result | Death
@@ -73,7 +78,7 @@ class Runner:
 
     `on_ready(runner)`, `on_kill(runner, previous_state)` and `on_dead(runner)` are called once
     each, in this order; the first one not if it never got ready. `on_layers` hears of layers that
-    it reports as verified, before it is ready and after it is bound.
+    it reports as verified, before it is ready; `sealing` names those that must hold after loading.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class Runner:
         child: Child,
         outbox: Outbox,
         interrupt_fd: int,
+        sealing: frozenset[str],
         on_layers: Callable[[Iterable[control_pb2.IsolationLayer]], None],
         on_ready: Callable[[Runner], None],
         on_kill: Callable[[Runner, State], None],
@@ -95,7 +101,9 @@ class Runner:
         self.idle_since = 0.0
         self.bound_at = 0.0
         self.breach = ""
+        self._bind_failure = runner_pb2.BIND_FAILURE_UNSPECIFIED
         self._interrupt_fd = interrupt_fd
+        self._sealing = sealing
         self._on_layers = on_layers
         self._on_ready = on_ready
         self._on_kill = on_kill
@@ -244,14 +252,17 @@ class Runner:
             return
         self._binding = False
         if bound.error:
+            if bound.failure in _NO_BREACH:
+                self._bind_failure = bound.failure
             self._breached(f"it could not load the compiled module: {bound.error}")
             return
-        names = [layer.name for layer in bound.layers[: len(_LAYERS_AFTER_LOADING)]]
-        if len(bound.layers) > len(names) or not _LAYERS_AFTER_LOADING.issuperset(names):
-            self._breached("it reports layers that are not applied after loading")
+        # What it says now is the word of a process that has loaded hostile code. That a layer holds
+        # cannot be believed beyond what the zygote has rehearsed; that one does not is an alarm.
+        missing = self._sealing.difference(layer.name for layer in bound.layers if layer.active)
+        if missing:
+            self._breached(f"after loading, {', '.join(sorted(missing))} does not hold")
             return
         self.bound_at = self._loop.time()
-        self._on_layers(bound.layers)
         if self._state is State.BINDING:
             self._advance(Event.BOUND)
 
@@ -287,7 +298,7 @@ class Runner:
         exit_status = await self.child.wait_exit()
         self._advance(Event.EXITED)
         if self._given is None:
-            self._give(Death(exit_status, self.breach))
+            self._give(Death(exit_status, self.breach, self._bind_failure))
         self.child.close()
         os.close(self._interrupt_fd)
         self._on_dead(self)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from sandboxd.supervisor import faults
+from sandboxd.supervisor import faults, isolation
 from sandboxd.supervisor.child import UNKNOWN_EXIT, Child, ExitStatus
 from sandboxd.supervisor.keys import EngineIdentity
 from sandboxd.supervisor.launcher import LaunchedZygote, Launcher
@@ -77,6 +77,12 @@ class Zygote:
     def alive(self) -> bool:
         """True from a successful `start` until it is lost or stopped."""
         return bool(self.engine_version) and self._sock is not None
+
+    @property
+    def sealing(self) -> frozenset[str]:
+        """Layers that every runner applies after loading: the zygote has rehearsed them."""
+        active = {layer.name for layer in self.layers if layer.active}
+        return isolation.AFTER_LOADING & active
 
     @property
     def has_slot(self) -> bool:

@@ -13,6 +13,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from sandboxd.v1 import call_pb2 as _call_pb2
 from sandboxd.wire.v1 import control_pb2 as _control_pb2
 import builtins as _builtins
@@ -25,6 +26,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _BindFailure:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BindFailureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BindFailure.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BIND_FAILURE_UNSPECIFIED: _BindFailure.ValueType  # 0
+    """It was bound."""
+    BIND_FAILURE_ARTIFACT: _BindFailure.ValueType  # 1
+    """The artifact is not one that the engine loads."""
+    BIND_FAILURE_ISOLATION: _BindFailure.ValueType  # 2
+    """A required layer did not hold after loading."""
+    BIND_FAILURE_MEMORY: _BindFailure.ValueType  # 3
+    """The module needs more memory than the process may have."""
+    BIND_FAILURE_SHORTAGE: _BindFailure.ValueType  # 4
+    """The host is short of something: threads, descriptors."""
+
+class BindFailure(_BindFailure, metaclass=_BindFailureEnumTypeWrapper):
+    """BindFailure says whose fault it is that a runner could not be bound."""
+
+BIND_FAILURE_UNSPECIFIED: BindFailure.ValueType  # 0
+"""It was bound."""
+BIND_FAILURE_ARTIFACT: BindFailure.ValueType  # 1
+"""The artifact is not one that the engine loads."""
+BIND_FAILURE_ISOLATION: BindFailure.ValueType  # 2
+"""A required layer did not hold after loading."""
+BIND_FAILURE_MEMORY: BindFailure.ValueType  # 3
+"""The module needs more memory than the process may have."""
+BIND_FAILURE_SHORTAGE: BindFailure.ValueType  # 4
+"""The host is short of something: threads, descriptors."""
+Global___BindFailure: _TypeAlias = BindFailure  # noqa: Y015
 
 @_typing.final
 class Bind(_message.Message):
@@ -199,8 +232,11 @@ class Bound(_message.Message):
 
     ERROR_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
     error: _builtins.str
-    """Set if the artifact could not be loaded; for people."""
+    """Set if it could not be bound; for people."""
+    failure: Global___BindFailure.ValueType
+    """Whose fault it is; set with error."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[_control_pb2.IsolationLayer]:
         """Layers that it applied and verified after loading."""
@@ -210,10 +246,11 @@ class Bound(_message.Message):
         *,
         error: _builtins.str = ...,
         layers: _abc.Iterable[_control_pb2.IsolationLayer] | None = ...,
+        failure: Global___BindFailure.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "layers", b"layers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "failure", b"failure", "layers", b"layers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
