@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-from sandboxd.supervisor.artifacts import Artifact, ModuleInfo, new_memory_file, seal
+from sandboxd.supervisor.artifacts import Artifact, ModuleInfo
 from sandboxd.supervisor.keys import DIGEST_PREFIX, EngineIdentity, Key
+from sandboxd.supervisor.memory_file import new_memory_file, seal
 from sandboxd.v1 import call_pb2
 
 ENGINE = EngineIdentity("50.0.0", "aa" * 32, "bb" * 32, "cc" * 32)

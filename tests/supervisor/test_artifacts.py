@@ -8,7 +8,8 @@ import os
 import pytest
 from tests.supervisor.fakes import ENGINE, key
 
-from sandboxd.supervisor.artifacts import Artifact, ArtifactCache, ModuleInfo, seal
+from sandboxd.supervisor.artifacts import Artifact, ArtifactCache, ModuleInfo
+from sandboxd.supervisor.memory_file import seal
 from sandboxd.v1 import call_pb2
 
 

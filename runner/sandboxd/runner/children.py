@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import wasmtime
 
+from sandboxd.runner import mapping
 from sandboxd.runner.channel import Channel, Closed
 from sandboxd.runner.compiler import compile_module, out_of_memory
 from sandboxd.runner.engine import Engines
@@ -44,23 +45,6 @@ MAX_FRAME_OUTPUT_BYTES = 16 * 1024
 EXIT_DONE = 0
 EXIT_NOT_LOCKED = 3
 EXIT_BUG = 4
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_mmap = _libc["mmap"]
-_mmap.restype = ctypes.c_void_p
-_mmap.argtypes = [
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int64,
-]
-_munmap = _libc["munmap"]
-_munmap.restype = ctypes.c_int
-_munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_PROT_READ, _MAP_PRIVATE = 1, 2
-_MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 def layer_messages(states: tuple[LayerState, ...]) -> list[control_pb2.IsolationLayer]:
@@ -172,14 +156,14 @@ def _load(
     engine: wasmtime.Engine, artifact_fd: int, bind: runner_pb2.Bind, outbox: Outbox
 ) -> Guest:
     size = bind.artifact_size_bytes
-    address = _mmap(None, size, _PROT_READ, _MAP_PRIVATE, artifact_fd, 0)
-    os.close(artifact_fd)
-    if address == _MAP_FAILED:
-        raise OSError(ctypes.get_errno(), "the artifact cannot be mapped")
+    try:
+        address = mapping.map_private(artifact_fd, size, "artifact")
+    finally:
+        os.close(artifact_fd)
     try:
         return Guest(engine, (address, size), bind.fuel, outbox)
     finally:
-        _munmap(address, size)
+        mapping.unmap(address, size)
 
 
 def _serve(channel: Channel, guest: Guest, outbox: Outbox) -> None:

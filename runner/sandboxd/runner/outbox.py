@@ -18,31 +18,16 @@ whole bytes, and for the log only whole entries.
 """
 
 import ctypes
-import mmap
 import os
 from enum import IntEnum
+
+from sandboxd.runner import mapping
 
 HEADER_BYTES = 64
 REGIONS_OFFSET_BYTES = 4096
 
 # Logs.entries: field 1, length-delimited.
 _LOG_ENTRY_TAG = b"\x0a"
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_mmap = _libc["mmap"]
-_mmap.restype = ctypes.c_void_p
-_mmap.argtypes = [
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int64,
-]
-_munmap = _libc["munmap"]
-_munmap.restype = ctypes.c_int
-_munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 class Region(IntEnum):
@@ -60,28 +45,21 @@ class Outbox:
     def __init__(self, fd: int):
         """Map the memory file `fd`. Does not close it and does not keep it.
 
-        Python's own mmap object would keep a duplicate of the descriptor open
-        inside the locked-down process; hence the call into libc. Raises ValueError if the file
-        is too small and OSError if it cannot be mapped.
+        Raises ValueError if the file is too small and OSError if it cannot be mapped.
         """
         self._size = os.fstat(fd).st_size
         self.capacity = (self._size - REGIONS_OFFSET_BYTES) // len(Region)
         if self.capacity < 1:
             raise ValueError(f"an outbox of {self._size} bytes has no room for output")
-        protection = mmap.PROT_READ | mmap.PROT_WRITE
-        address = _mmap(None, self._size, protection, mmap.MAP_SHARED, fd, 0)
-        if address == _MAP_FAILED:
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error), "outbox")
-        self._address: int = address
-        self._committed = (ctypes.c_uint64 * len(Region)).from_address(address)
+        self._address = mapping.map_shared(fd, self._size, "outbox")
+        self._committed = (ctypes.c_uint64 * len(Region)).from_address(self._address)
         # Copies of the lengths that are trusted over the shared ones.
         self.reset()
 
     def close(self) -> None:
         """Unmap. The outbox must not be used afterwards."""
         if self._address:
-            _munmap(self._address, self._size)
+            mapping.unmap(self._address, self._size)
             self._address = 0
 
     def reset(self) -> None:

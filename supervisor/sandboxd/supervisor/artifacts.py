@@ -6,7 +6,6 @@ and opaque bytes to seal (sealing.py); it never interprets them.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -76,20 +75,6 @@ class Artifact:
 
     def __del__(self) -> None:
         os.close(self.fd)
-
-
-def new_memory_file() -> int:
-    """Return a descriptor of an empty memory file for an artifact, to be sealed once it is full."""
-    return os.memfd_create("sandboxd-artifact", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-
-
-def seal(fd: int) -> None:
-    """Make a memory file unchangeable for good. Raises OSError if somebody has it mapped."""
-    fcntl.fcntl(
-        fd,
-        fcntl.F_ADD_SEALS,
-        fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL,
-    )
 
 
 class ArtifactCache:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import fcntl
 import logging
 import os
 import re
@@ -22,15 +21,10 @@ from google.protobuf.message import DecodeError
 
 from sandboxd.supervisor import faults, frames
 from sandboxd.supervisor.artifact_store import ArtifactStore
-from sandboxd.supervisor.artifacts import (
-    Artifact,
-    ArtifactCache,
-    ModuleInfo,
-    new_memory_file,
-    seal,
-)
+from sandboxd.supervisor.artifacts import Artifact, ArtifactCache, ModuleInfo
 from sandboxd.supervisor.child import Child, ExitStatus
 from sandboxd.supervisor.keys import EngineIdentity, Key
+from sandboxd.supervisor.memory_file import new_memory_file, seal
 from sandboxd.supervisor.text import for_people
 from sandboxd.supervisor.turns import Turns
 from sandboxd.supervisor.zygote import ChildLimits, Zygote
@@ -398,17 +392,3 @@ def _death(exit_status: ExitStatus, breach: str, config: CompileConfig) -> fault
             "crash", f"the compiler ended without an answer (status {exit_status.status})"
         )
     return faults.CompilerLost("the compiler was killed from outside; retry", retry_after_s=0.5)
-
-
-def wasm_memory_file(wasm: bytes) -> int:
-    """Return a sealed memory file with the bytes of an inline module."""
-    fd = os.memfd_create("sandboxd-module", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    view = memoryview(wasm)
-    while view:
-        view = view[os.write(fd, view) :]
-    fcntl.fcntl(
-        fd,
-        fcntl.F_ADD_SEALS,
-        fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL,
-    )
-    return fd

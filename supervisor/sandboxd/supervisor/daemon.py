@@ -370,9 +370,9 @@ class Daemon:
         self._tell_layers()
 
     def _tell_layers(self) -> None:
-        active = tuple(layer.name for layer in self._layers.values() if layer.active)
-        if active != self._executor.active_layers:
-            self._executor.active_layers = active
+        self._executor.active_layers = tuple(
+            layer.name for layer in self._layers.values() if layer.active
+        )
 
     # --- status -----------------------------------------------------------------------------------
 

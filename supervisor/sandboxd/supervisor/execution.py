@@ -21,11 +21,12 @@ from google.protobuf.message import DecodeError
 
 from sandboxd.supervisor import faults, requests
 from sandboxd.supervisor.artifacts import Artifact
-from sandboxd.supervisor.compilation import CompileService, wasm_memory_file
+from sandboxd.supervisor.compilation import CompileService
 from sandboxd.supervisor.gate import shutting_down
 from sandboxd.supervisor.keys import Key, digest_of
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
+from sandboxd.supervisor.memory_file import sealed_memory_file
 from sandboxd.supervisor.outbox import Written
 from sandboxd.supervisor.pool import Pool, QueueDeadline
 from sandboxd.supervisor.runner import Answer, Death, Runner
@@ -179,7 +180,7 @@ class Executor:
 
         def open_wasm() -> int:
             if request.HasField("wasm"):
-                return wasm_memory_file(request.wasm)
+                return sealed_memory_file(request.wasm)
             return self._store.open_wasm(call.key.tenant, call.key.digest)
 
         try:

@@ -25,8 +25,9 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from sandboxd.supervisor.artifacts import Artifact, ModuleInfo, new_memory_file, seal
+from sandboxd.supervisor.artifacts import Artifact, ModuleInfo
 from sandboxd.supervisor.keys import EngineIdentity, Key
+from sandboxd.supervisor.memory_file import new_memory_file, seal
 from sandboxd.wire.v1 import runner_pb2
 
 SECRET_BYTES: Final = 32
