@@ -90,7 +90,7 @@ class Daemon:
         self._started_wall = Timestamp()
         self._started_wall.FromNanoseconds(time.time_ns())
         self._stats = Stats()
-        self._launcher = Launcher()
+        self._launcher: Launcher
         self._required = isolation.required_layers(
             settings.isolation, settings.require_layer, settings.namespaces, settings.cgroups
         )
@@ -142,6 +142,7 @@ class Daemon:
             raise StartError(
                 f"state directory: {error.filename}: {error.strerror}; pass another --state-dir"
             ) from error
+        self._launcher = Launcher()
         try:
             # Exec'd first of all: while this process is small, has one thread, and may be root.
             self._launcher.start()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import site
@@ -19,9 +20,11 @@ from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
 
+from sandboxd.supervisor.packets import PacketSocket, close_all
 from sandboxd.wire.v1 import control_pb2
 
-MAX_PACKET_BYTES = 64 * 1024
+log = logging.getLogger(__name__)
+
 END_TIMEOUT_S = 5.0
 
 
@@ -67,8 +70,7 @@ class Launcher:
     """One launcher process."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._sock: socket.socket | None = None
+        self._control = PacketSocket(self._dispatch, self._lost)
         self._process: subprocess.Popen[bytes] | None = None
         self._zygotes: dict[int, LaunchedZygote] = {}
         self._next_id = 1
@@ -76,13 +78,11 @@ class Launcher:
     @property
     def alive(self) -> bool:
         """True while it can be asked."""
-        return self._sock is not None
+        return self._control.is_open
 
     def start(self) -> None:
         """Exec it."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        with theirs:
+        with self._control.theirs as theirs:
             # -P keeps the working directory out of the import path.
             self._process = subprocess.Popen(
                 [
@@ -96,8 +96,6 @@ class Launcher:
                 env=_clean_environment(),
                 cwd="/",
             )
-        self._sock = ours
-        self._loop.add_reader(ours.fileno(), self._on_readable)
 
     def launch(
         self,
@@ -107,7 +105,7 @@ class Launcher:
         cgroups: control_pb2.Cgroups,
     ) -> LaunchedZygote:
         """Ask for a zygote with this end of its control socket. Raises `LauncherLost`."""
-        if self._sock is None:
+        if not self._control.is_open:
             raise LauncherLost("the launcher is gone")
         zygote_id = self._next_id
         self._next_id += 1
@@ -119,30 +117,18 @@ class Launcher:
         )
         launched = LaunchedZygote()
         self._zygotes[zygote_id] = launched
-        try:
-            socket.send_fds(self._sock, [request.SerializeToString()], [control.fileno()])
-        except OSError as error:
-            del self._zygotes[zygote_id]
-            raise LauncherLost(f"the launcher does not answer: {error.strerror}") from error
+        self._control.send(request.SerializeToString(), [os.dup(control.fileno())])
         return launched
 
-    def _on_readable(self) -> None:
-        while self._sock is not None:
-            try:
-                packet, fds, _, _ = socket.recv_fds(self._sock, MAX_PACKET_BYTES, 1)
-            except BlockingIOError:
-                return
-            except OSError:
-                packet, fds = b"", []
-            if not packet:
-                self._lose()
-                return
-            self._dispatch(packet, fds)
-
     def _dispatch(self, packet: bytes, fds: list[int]) -> None:
-        event = control_pb2.LauncherEvent()
-        with contextlib.suppress(DecodeError):
+        try:
             event = control_pb2.LauncherEvent.FromString(packet)
+        except DecodeError:
+            log.error("the launcher sent a packet that is not an event; giving it up")
+            close_all(fds)
+            self._control.close()
+            self._lost()
+            return
         match event.WhichOneof("event"):
             case "launched" if event.launched.zygote_id in self._zygotes and fds:
                 self._zygotes[event.launched.zygote_id].set_pidfd(fds.pop())
@@ -150,22 +136,18 @@ class Launcher:
                 zygote = self._zygotes.pop(event.exited.zygote_id, None)
                 if zygote is not None:
                     zygote.set_exit(event.exited.status)
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
 
-    def _lose(self) -> None:
-        sock, self._sock = self._sock, None
-        if sock is None:
-            return
-        self._loop.remove_reader(sock.fileno())
-        sock.close()
+    def _lost(self) -> None:
         for zygote in self._zygotes.values():
             zygote.set_exit(-signal.SIGKILL)
         self._zygotes.clear()
 
     async def stop(self) -> None:
         """Hang up: it ends, and all below it. Idempotent."""
-        self._lose()
+        self._control.close()
+        self._control.theirs.close()
+        self._lost()
         if self._process is not None:
             # It ends by itself, after it has removed the cgroups of its children.
             try:

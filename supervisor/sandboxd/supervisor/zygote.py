@@ -22,11 +22,11 @@ from sandboxd.supervisor import faults, isolation
 from sandboxd.supervisor.child import UNKNOWN_EXIT, Child, ExitStatus
 from sandboxd.supervisor.keys import EngineIdentity
 from sandboxd.supervisor.launcher import LaunchedZygote, Launcher
+from sandboxd.supervisor.packets import PacketSocket, close_all
 from sandboxd.wire.v1 import control_pb2
 
 log = logging.getLogger(__name__)
 
-MAX_PACKET_BYTES = 64 * 1024
 START_TIMEOUT_S = 30.0
 # Forking takes milliseconds. A zygote that has not forked for this long is stopped or broken.
 SPAWN_TIMEOUT_S = 3.0
@@ -60,9 +60,8 @@ class Zygote:
         self._slots = bool(uids)
         self._children: dict[int, Child] = {}
         self._next_id = 1
-        self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._process: LaunchedZygote | None = None
-        self._sock: socket.socket | None = None
+        self._control = PacketSocket(self._dispatch, self._lost)
         self._ready: asyncio.Future[control_pb2.ZygoteReady] = self._loop.create_future()
         self.engine_version = ""
         self.engine = EngineIdentity("", "", "", "")
@@ -76,7 +75,7 @@ class Zygote:
     @property
     def alive(self) -> bool:
         """True from a successful `start` until it is lost or stopped."""
-        return bool(self.engine_version) and self._sock is not None
+        return bool(self.engine_version) and self._control.is_open
 
     @property
     def sealing(self) -> frozenset[str]:
@@ -97,12 +96,8 @@ class Zygote:
         cgroups: control_pb2.Cgroups,
     ) -> None:
         """Have it forked and wait until it is preloaded. Raises `ZygoteFailed`, `LauncherLost`."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        self._sock = ours
-        with theirs:
+        with self._control.theirs as theirs:
             self._process = launcher.launch(theirs, namespaces, required, cgroups)
-        self._loop.add_reader(ours.fileno(), self._on_readable)
         try:
             ready = await asyncio.wait_for(asyncio.shield(self._ready), START_TIMEOUT_S)
         except TimeoutError:
@@ -152,7 +147,7 @@ class Zygote:
                 processes=limits.processes,
             ),
         )
-        self._send(control_pb2.ZygoteCommand(spawn=request).SerializeToString(), fds)
+        self._control.send(control_pb2.ZygoteCommand(spawn=request).SerializeToString(), fds)
         self._loop.call_later(SPAWN_TIMEOUT_S, self._check_forked, child)
         return child
 
@@ -161,50 +156,14 @@ class Zygote:
             log.error("the zygote did not fork for %.0f s; replacing it", SPAWN_TIMEOUT_S)
             self._kill()
 
-    def _send(self, packet: bytes, fds: list[int]) -> None:
-        self._unsent.append((packet, fds))
-        if len(self._unsent) == 1:
-            self._flush()
-
-    def _flush(self) -> None:
-        while self._unsent:
-            sock = self._sock
-            if sock is None:
-                return
-            packet, fds = self._unsent[0]
-            try:
-                socket.send_fds(sock, [packet], fds)
-            except BlockingIOError:
-                self._loop.add_writer(sock.fileno(), self._flush)
-                return
-            except OSError:
-                return  # EOF is on its way to _on_readable, which cleans up
-            self._unsent.popleft()
-            _close_all(fds)
-        if self._sock is not None:
-            self._loop.remove_writer(self._sock.fileno())
-
     # --- events ---------------------------------------------------------------------------------
-
-    def _on_readable(self) -> None:
-        while self._sock is not None:
-            try:
-                packet, fds, _, _ = socket.recv_fds(self._sock, MAX_PACKET_BYTES, 1)
-            except BlockingIOError:
-                return
-            except OSError:
-                packet, fds = b"", []
-            if not packet:
-                self._lose()
-                return
-            self._dispatch(packet, fds)
 
     def _dispatch(self, packet: bytes, fds: list[int]) -> None:
         try:
             event = control_pb2.ZygoteEvent.FromString(packet)
         except DecodeError:
             log.error("the zygote sent a packet that is not an event; replacing it")
-            _close_all(fds)
+            close_all(fds)
             self._kill()
             return
         match event.WhichOneof("event"):
@@ -224,7 +183,7 @@ class Zygote:
                     out_of_memory=exited.out_of_memory,
                 )
                 self._end(exited.child_id, exit_status)
-        _close_all(fds)
+        close_all(fds)
 
     def _end(self, child_id: int, exit_status: ExitStatus) -> None:
         child = self._children.pop(child_id, None)
@@ -240,16 +199,8 @@ class Zygote:
         if self._process is not None:
             self._process.kill()
 
-    def _lose(self) -> None:
+    def _lost(self) -> None:
         """Clean up after the zygote's end: every child is dead or about to be."""
-        sock, self._sock = self._sock, None
-        if sock is None:
-            return
-        self._loop.remove_reader(sock.fileno())
-        self._loop.remove_writer(sock.fileno())
-        sock.close()
-        while self._unsent:
-            _close_all(self._unsent.popleft()[1])
         self._kill()
         for child_id in list(self._children):
             # Without a PID namespace the parent-death signal does this; be sure in either case.
@@ -264,8 +215,10 @@ class Zygote:
     async def stop(self) -> None:
         """Kill the zygote and, with it, all children; wait for its end. Idempotent."""
         self._on_lost = _nothing
-        self._kill()
-        self._lose()
+        if self._control.is_open:
+            self._control.close()
+            self._control.theirs.close()
+            self._lost()
         if self._process is not None:
             await self.reap()
 
@@ -288,15 +241,10 @@ def _open_pair(passed: Sequence[int]) -> tuple[socket.socket, list[int]]:
             fds.append(os.dup(fd))
     except OSError:
         ours.close()
-        _close_all(fds)
+        close_all(fds)
         raise
     return ours, fds
 
 
 def _nothing() -> None:
     pass
-
-
-def _close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)
