@@ -7,9 +7,7 @@ import importlib
 import importlib.metadata
 import logging
 import os
-import resource
 import time
-from collections import Counter
 from collections.abc import Iterable
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -17,28 +15,33 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from sandboxd.supervisor import endpoints, host, isolation, privileges, uid_range
+from sandboxd.supervisor import (
+    configuration,
+    endpoints,
+    host,
+    isolation,
+    privileges,
+    status,
+    uid_range,
+)
 from sandboxd.supervisor.artifact_store import ArtifactStore
 from sandboxd.supervisor.artifacts import ArtifactCache
-from sandboxd.supervisor.compilation import CompileConfig, CompileService
+from sandboxd.supervisor.compilation import CompileService
+from sandboxd.supervisor.errors import StartError
 from sandboxd.supervisor.execution import Executor
 from sandboxd.supervisor.gate import Gate, shutting_down
 from sandboxd.supervisor.launcher import Launcher, LauncherLost
-from sandboxd.supervisor.lifecycle import State
-from sandboxd.supervisor.limits import CallLimits, LimitPolicy
-from sandboxd.supervisor.outbox import LOG_OVERHEAD_BYTES
-from sandboxd.supervisor.pool import Pool, PoolConfig
+from sandboxd.supervisor.pool import Pool
 from sandboxd.supervisor.sdnotify import Notifier
-from sandboxd.supervisor.services.admin import AdminService, count_states, describe_runner
+from sandboxd.supervisor.services.admin import AdminService
 from sandboxd.supervisor.services.hardening import HardenedServer
 from sandboxd.supervisor.services.modules import ModuleService
 from sandboxd.supervisor.services.sandbox import SandboxService
-from sandboxd.supervisor.settings import MIB, Settings
+from sandboxd.supervisor.settings import Settings
 from sandboxd.supervisor.stats import Stats
 from sandboxd.supervisor.store import Store
-from sandboxd.supervisor.text import for_people
-from sandboxd.supervisor.uid_range import UidRange, UidRangeUnavailable
-from sandboxd.supervisor.zygote import ChildLimits, Zygote, ZygoteFailed
+from sandboxd.supervisor.uid_range import UidRange
+from sandboxd.supervisor.zygote import Zygote, ZygoteFailed
 from sandboxd.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -62,16 +65,8 @@ SERVICES = tuple(
 )
 # Their calls are waited for when the daemon stops; status and health answer to the end.
 _GATED = frozenset({"sandboxd.v1.SandboxService", "sandboxd.v1.ModuleService"})
-# What the interpreter and the engine need beside a guest's memory.
-RUNNER_OVERHEAD_BYTES = 192 * MIB
-# Threads of one runner: main, interrupt, and those that WASI input and output start.
-RUNNER_THREADS = 16
 FIRST_RUNNER_TIMEOUT_S = 20.0
 ZYGOTE_PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
-
-
-class StartError(Exception):
-    """The daemon cannot start; the message says why and what to do."""
 
 
 class Daemon:
@@ -83,8 +78,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._fatal = ""
         self._as_root = os.geteuid() == 0
-        # Runners and compilers at once, those that are dying included.
-        self._slots = 2 * settings.max_runners + settings.compilers + 8
+        self._slots = configuration.children_at_once(settings)
         self._uids: UidRange | None = None
         self._started_at = self._loop.time()
         self._started_wall = Timestamp()
@@ -103,7 +97,7 @@ class Daemon:
         self._draining = False
         self._notifier = Notifier()
         self._health = health.aio.HealthServicer()
-        descriptors = _raise_descriptor_limit()
+        descriptors = configuration.raise_descriptor_limit()
         self._store = Store(settings.state_dir, settings.max_module)
         self._cache = ArtifactCache(settings.artifact_cache, descriptors // 4)
         self._artifacts = ArtifactStore(
@@ -111,14 +105,16 @@ class Daemon:
             settings.max_artifact,
             is_stored=lambda tenant, digest: self._store.get(tenant, digest) is not None,
         )
-        self._compiles = CompileService(_compile_config(settings), self._cache, self._artifacts)
-        self._pool = Pool(_pool_config(settings))
+        self._compiles = CompileService(
+            configuration.compile_config(settings), self._cache, self._artifacts
+        )
+        self._pool = Pool(configuration.pool_config(settings))
         self._pool.on_layers = self._note_layers
         self._executor = Executor(
             self._pool,
             self._compiles,
             self._store,
-            _policy(settings),
+            configuration.limit_policy(settings),
             self._stats,
             settings.grace / 1000,
         )
@@ -132,10 +128,7 @@ class Daemon:
     # --- start and stop ---------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serve until asked to stop.
-
-        Raises `StartError`, `EndpointError` or `StateDirectoryUnusable`.
-        """
+        """Serve until asked to stop. Raises `StartError`, of whatever kind."""
         try:
             self._store.open()
         except OSError as error:
@@ -154,8 +147,6 @@ class Daemon:
             await self._serve()
             if self._fatal:
                 raise StartError(self._fatal)
-        except UidRangeUnavailable as error:
-            raise StartError(str(error)) from error
         finally:
             if self._replacing is not None:
                 self._replacing.cancel()
@@ -175,12 +166,12 @@ class Daemon:
     async def _serve(self) -> None:
         settings = self._settings
         server = aio.server(
-            options=_server_options(settings),
+            options=configuration.server_options(settings),
             # Beyond this, calls are refused by the transport before they cost anything here.
             maximum_concurrent_rpcs=settings.queue_capacity + settings.max_runners + 4096,
         )
         self._add_services(server)
-        tls = _tls(settings)
+        tls = configuration.tls(settings)
         bound = endpoints.bind(
             server, settings.listen, settings.socket_group, tls, settings.insecure_tcp
         )
@@ -291,7 +282,10 @@ class Daemon:
         zygote = Zygote(uids, self._on_zygote_lost)
         try:
             await zygote.start(
-                self._launcher, settings.namespaces, self._required, _cgroups(settings, self._slots)
+                self._launcher,
+                settings.namespaces,
+                self._required,
+                configuration.cgroups(settings, self._slots),
             )
         except BaseException:
             await zygote.stop()
@@ -308,10 +302,10 @@ class Daemon:
     def _processes(self, zygote: Zygote) -> int:
         """RLIMIT_NPROC of a child: it counts per user, so it depends on who shares the user."""
         if self._as_root:
-            return RUNNER_THREADS  # every child has a user of its own
+            return configuration.RUNNER_THREADS  # every child has a user of its own
         if any(layer.name == "namespaces" and layer.active for layer in zygote.layers):
             # All share one user, but one that counts only within their namespace.
-            return RUNNER_THREADS * self._slots
+            return configuration.RUNNER_THREADS * self._slots
         return 0  # the user's other processes count, too: no number is right
 
     async def _first_runner(self) -> None:
@@ -380,184 +374,24 @@ class Daemon:
     def snapshot(self) -> admin_pb2.GetStatusResponse:
         """Describe the daemon as it is now."""
         now = self._loop.time()
-        runners = self._pool.runners
-        latency = self._stats.latency
-        status = admin_pb2.GetStatusResponse(
+        # Those not forked yet are counted, but have nothing to describe.
+        runners = [runner for runner in self._pool.runners if runner.child.pid]
+        return admin_pb2.GetStatusResponse(
             version=VERSION,
             engine_version=self._executor.engine_version,
             pid=os.getpid(),
             start_time=self._started_wall,
             uptime_ns=int((now - self._started_at) * 1e9),
-            pool=self._pool_status(count_states(runners)),
-            queue=admin_pb2.QueueStatus(
-                depth=self._pool.queue_depth,
-                capacity=self._settings.queue_capacity,
-                refused_total=self._pool.refused_total,
-            ),
-            latency=admin_pb2.LatencyQuantiles(
-                count=latency.count,
-                p50_ns=latency.quantile(0.5),
-                p90_ns=latency.quantile(0.9),
-                p99_ns=latency.quantile(0.99),
-                max_ns=latency.max_ns,
-            ),
-            # Those not forked yet are counted, but have nothing to describe.
-            runners=[describe_runner(runner, now) for runner in runners if runner.child.pid],
-            layers=[
-                admin_pb2.Layer(
-                    name=layer.name,
-                    active=layer.active,
-                    detail=for_people(layer.detail, 256),
-                    required=layer.name in self._required,
-                    remedy=layer.remedy,
-                    reason=layer.reason,
-                )
-                for layer in self._layers.values()
-            ],
-            isolation_profile=self._settings.isolation,
-            host=self._host,
+            pool=status.describe_pool(self._pool, self._zygote_starts),
+            queue=status.describe_queue(self._pool),
+            outcomes=status.describe_answers(self._stats),
+            latency=status.describe_latency(self._stats.latency),
+            runners=[status.describe_runner(runner, now) for runner in runners],
+            layers=status.describe_layers(self._layers.values(), self._required),
             modules=self._store.count(),
             zygote_pid=self._zygote.pid if self._zygote is not None else 0,
             compiling=self._compiles.working,
-            artifacts=self._artifact_status(),
+            isolation_profile=self._settings.isolation,
+            host=self._host,
+            artifacts=status.describe_artifacts(self._compiles),
         )
-        for counts, fault in ((self._stats.outcomes, False), (self._stats.faults, True)):
-            for name, count in sorted(counts.items()):
-                status.outcomes.add(name=name, count=count, fault=fault)
-        return status
-
-    def _artifact_status(self) -> admin_pb2.ArtifactStatus:
-        return admin_pb2.ArtifactStatus(
-            cached=len(self._cache),
-            cache_bytes=self._cache.size_bytes,
-            loaded_total=self._artifacts.loaded_total,
-            compiled_total=self._compiles.compiled_total,
-            rejected_total=self._artifacts.rejected_total,
-            stored=len(self._artifacts),
-            stored_bytes=self._artifacts.stored_bytes,
-        )
-
-    def _pool_status(self, states: Counter[State]) -> admin_pb2.PoolStatus:
-        return admin_pb2.PoolStatus(
-            starting=states[State.STARTING],
-            spare=states[State.SPARE],
-            bound=states[State.IDLE],
-            busy=states[State.BINDING] + states[State.BUSY] + states[State.STOPPING],
-            dying=states[State.DYING],
-            capacity=self._settings.max_runners,
-            started_total=self._pool.started_total,
-            ended_total=self._pool.ended_total,
-            zygote_starts_total=self._zygote_starts,
-        )
-
-
-def _raise_descriptor_limit() -> int:
-    """Allow as many descriptors as the hard limit does, and return how many that is.
-
-    Connections and compiled modules hold one each, runners five; the soft limit of 1,024 that is
-    usual is for programs that use select(2).
-    """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
-
-
-# --- from settings to the parts' configurations ---------------------------------------------------
-
-
-def _server_options(settings: Settings) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", settings.max_message),
-        # Answers are bounded by the output limit; this leaves room for what is beside it.
-        ("grpc.max_send_message_length", settings.max_output + 16 * MIB),
-        ("grpc.max_metadata_size", 16 * 1024),
-        ("grpc.absolute_max_metadata_size", 16 * 1024),
-        # Per connection. Without it, a stream-reset flood costs a core (measured); a client with
-        # more calls than this waits, or opens another connection.
-        ("grpc.max_concurrent_streams", 256),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ("grpc.http2.max_ping_strikes", 2),
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.max_connection_idle_ms", 15 * 60_000),
-        # A second daemon on the same port must fail, not share it.
-        ("grpc.so_reuseport", 0),
-    ]
-
-
-def _tls(settings: Settings) -> endpoints.Tls | None:
-    given = (settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-    if not any(given):
-        return None
-    if not all(given):
-        raise StartError("TLS needs all of --tls-cert, --tls-key and --tls-client-ca")
-    return endpoints.Tls(*given)
-
-
-def _policy(settings: Settings) -> LimitPolicy:
-    for name in ("wall_time", "cpu_time", "memory", "table_elements", "output"):
-        if getattr(settings, f"default_{name}") > getattr(settings, f"max_{name}"):
-            flag = name.replace("_", "-")
-            raise StartError(f"--default-{flag} is above --max-{flag}; raise or lower one of them")
-    default = CallLimits(
-        settings.default_wall_time,
-        settings.default_cpu_time,
-        settings.default_memory,
-        settings.default_table_elements,
-        settings.default_output,
-    )
-    maximum = CallLimits(
-        settings.max_wall_time,
-        settings.max_cpu_time,
-        settings.max_memory,
-        settings.max_table_elements,
-        settings.max_output,
-    )
-    return LimitPolicy(default, maximum)
-
-
-def _cgroups(settings: Settings, slots: int) -> control_pb2.Cgroups:
-    return control_pb2.Cgroups(
-        mode=settings.cgroups,
-        slots=slots,
-        threads=RUNNER_THREADS,
-        cpu_percent=settings.runner_cpu_percent,
-    )
-
-
-def _pool_config(settings: Settings) -> PoolConfig:
-    lifetime_s = (settings.runner_max_age + settings.max_cpu_time) / 1000
-    return PoolConfig(
-        capacity=settings.max_runners,
-        spares=min(settings.spare_runners, settings.max_runners),
-        queue_capacity=settings.queue_capacity,
-        max_executions=settings.runner_max_executions,
-        max_age_s=settings.runner_max_age / 1000,
-        idle_timeout_s=settings.runner_idle_timeout / 1000,
-        max_output_bytes=settings.max_output,
-        limits=ChildLimits(
-            data_bytes=settings.max_memory + settings.max_artifact + RUNNER_OVERHEAD_BYTES,
-            # A backstop only: the supervisor's clock is the limit. It must never fire first.
-            cpu_seconds=int(lifetime_s * RUNNER_THREADS) + 60,
-            # The engine's copy-on-write image of initial memory is a memory file.
-            file_size_bytes=max(
-                settings.max_memory, 4 * (settings.max_output + LOG_OVERHEAD_BYTES) + 64 * 1024
-            ),
-            processes=0,
-        ),
-    )
-
-
-def _compile_config(settings: Settings) -> CompileConfig:
-    return CompileConfig(
-        concurrency=settings.compilers,
-        queue_capacity=settings.compile_queue,
-        wall_time_s=settings.compile_wall_time / 1000,
-        max_artifact_bytes=settings.max_artifact,
-        limits=ChildLimits(
-            data_bytes=settings.compile_memory,
-            cpu_seconds=max(1, settings.compile_cpu_time // 1000),
-            file_size_bytes=settings.max_artifact,
-            processes=0,
-        ),
-    )

@@ -19,11 +19,13 @@ from urllib.parse import urlsplit
 import grpc
 from grpc import aio
 
+from sandboxd.supervisor.errors import StartError
+
 # sizeof(sockaddr_un.sun_path) less the NUL.
 MAX_UNIX_PATH_BYTES = 107
 
 
-class EndpointError(Exception):
+class EndpointError(StartError):
     """An address cannot be listened on; the message says why and what to do."""
 
 

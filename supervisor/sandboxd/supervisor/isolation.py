@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from sandboxd.supervisor.errors import StartError
+
 # What every child applies to itself, on every host that is supported.
 _WALL = frozenset(
     {
@@ -41,7 +43,7 @@ LAYERS = PRESETS["strict"] | {"memfd-noexec", "cgroup"}
 AFTER_LOADING = frozenset({"mdwe", "seccomp-sealed"})
 
 
-class UnknownLayer(Exception):  # noqa: N818 - names what is wrong
+class UnknownLayer(StartError):  # noqa: N818 - a state of the world
     """A layer that does not exist was required."""
 
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
 
+from sandboxd.supervisor.errors import StartError
 from sandboxd.supervisor.packets import PacketSocket, close_all
 from sandboxd.wire.v1 import control_pb2
 
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 END_TIMEOUT_S = 5.0
 
 
-class LauncherLost(Exception):  # noqa: N818 - a state of the world
+class LauncherLost(StartError):  # noqa: N818 - a state of the world
     """There is no launcher any more; no zygote can be started."""
 
 

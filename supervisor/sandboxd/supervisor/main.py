@@ -37,11 +37,7 @@ from typing import Any
 import click
 
 from sandboxd.supervisor import logs, settings
-from sandboxd.supervisor.endpoints import EndpointError
-from sandboxd.supervisor.isolation import UnknownLayer
-from sandboxd.supervisor.launcher import LauncherLost
-from sandboxd.supervisor.store import StateDirectoryUnusable
-from sandboxd.supervisor.zygote import ZygoteFailed
+from sandboxd.supervisor.errors import StartError
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +64,7 @@ def main(**arguments: Any) -> None:
 async def _run(chosen: settings.Settings) -> int:
     try:
         # Imported late: --help and bad usage should not wait for gRPC.
-        from sandboxd.supervisor.daemon import Daemon, StartError
+        from sandboxd.supervisor.daemon import Daemon
     except ModuleNotFoundError as error:
         click.echo(
             f"sandboxd: {error.name} is missing: the daemon needs more than the client; install "
@@ -79,15 +75,11 @@ async def _run(chosen: settings.Settings) -> int:
 
     try:
         daemon = Daemon(chosen)
-    except (StartError, UnknownLayer) as error:
-        click.echo(f"sandboxd: {error}", err=True)
-        return EXIT_START_FAILED
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, daemon.request_stop)
-    try:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, daemon.request_stop)
         await daemon.run()
-    except (StartError, ZygoteFailed, LauncherLost, EndpointError, StateDirectoryUnusable) as error:
+    except StartError as error:
         click.echo(f"sandboxd: {error}", err=True)
         return EXIT_START_FAILED
     log.info("stopped")

@@ -14,6 +14,8 @@ import pwd
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandboxd.supervisor.errors import StartError
+
 DEFAULT_USER = "sandboxd"
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -27,7 +29,7 @@ _LAST_CAP_POSSIBLE = 63
 _CAPABILITY_VERSION_3 = 0x20080522
 
 
-class PrivilegeError(Exception):
+class PrivilegeError(StartError):
     """Root could not be given up; the message says what failed."""
 
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from sandboxd.supervisor import faults
+from sandboxd.supervisor.errors import StartError
 from sandboxd.supervisor.keys import DIGEST_PREFIX
 from sandboxd.v1 import module_pb2
 
@@ -42,7 +43,7 @@ META_NAME = "module.pb"
 OWN_NAMES = frozenset({"lock", "incoming", "modules", "artifacts", "secret"})
 
 
-class StateDirectoryUnusable(Exception):  # noqa: N818 - a state of the world
+class StateDirectoryUnusable(StartError):  # noqa: N818 - a state of the world
     """The state directory cannot be used; the message says why and what to do."""
 
 

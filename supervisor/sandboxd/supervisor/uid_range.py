@@ -11,6 +11,8 @@ from __future__ import annotations
 import fcntl
 import os
 
+from sandboxd.supervisor.errors import StartError
+
 LOCK_PATH = "/run/sandboxd-uids.lock"
 # Above what systemd gives to containers and dynamic users (up to 1,879,048,191, see UIDS-GIDS), and
 # below 2^31, where some tools take a user id for a negative number.
@@ -21,7 +23,7 @@ _LAST = 2**31 - 1
 MAX_UID = 2**32 - 2
 
 
-class UidRangeUnavailable(Exception):  # noqa: N818 - a state of the world
+class UidRangeUnavailable(StartError):  # noqa: N818 - a state of the world
     """No range of user ids could be taken; the message says why and what to do."""
 
 

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from sandboxd.supervisor import faults, isolation
 from sandboxd.supervisor.child import UNKNOWN_EXIT, Child, ExitStatus
+from sandboxd.supervisor.errors import StartError
 from sandboxd.supervisor.keys import EngineIdentity
 from sandboxd.supervisor.launcher import LaunchedZygote, Launcher
 from sandboxd.supervisor.packets import PacketSocket, close_all
@@ -33,7 +34,7 @@ SPAWN_TIMEOUT_S = 3.0
 REAP_TIMEOUT_S = 5.0
 
 
-class ZygoteFailed(Exception):  # noqa: N818 - a state of the world, not a bug
+class ZygoteFailed(StartError):  # noqa: N818 - a state of the world
     """The zygote could not be started; the message says why and what to do."""
 
 

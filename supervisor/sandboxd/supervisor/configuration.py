@@ -1,0 +1,147 @@
+"""From settings to what each part of the daemon is given."""
+
+from __future__ import annotations
+
+import resource
+
+from sandboxd.supervisor import endpoints
+from sandboxd.supervisor.compilation import CompileConfig
+from sandboxd.supervisor.errors import StartError
+from sandboxd.supervisor.limits import CallLimits, LimitPolicy
+from sandboxd.supervisor.outbox import LOG_OVERHEAD_BYTES
+from sandboxd.supervisor.pool import PoolConfig
+from sandboxd.supervisor.settings import MIB, Settings
+from sandboxd.supervisor.zygote import ChildLimits
+from sandboxd.wire.v1 import control_pb2
+
+# What the interpreter and the engine need beside a guest's memory.
+RUNNER_OVERHEAD_BYTES = 192 * MIB
+# Threads of one runner: main, interrupt, and those that WASI input and output start.
+RUNNER_THREADS = 16
+
+
+class SettingsError(StartError):
+    """Settings contradict each other; the message says which, and what to do."""
+
+
+def children_at_once(settings: Settings) -> int:
+    """Runners and compilers at once, those that are dying included."""
+    return 2 * settings.max_runners + settings.compilers + 8
+
+
+def raise_descriptor_limit() -> int:
+    """Allow as many descriptors as the hard limit does, and return how many that is.
+
+    Connections and compiled modules hold one each, runners five; the soft limit of 1,024 that is
+    usual is for programs that use select(2).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def server_options(settings: Settings) -> list[tuple[str, int]]:
+    """Options of the gRPC server: what the transport refuses before it costs anything here."""
+    return [
+        ("grpc.max_receive_message_length", settings.max_message),
+        # Answers are bounded by the output limit; this leaves room for what is beside it.
+        ("grpc.max_send_message_length", settings.max_output + 16 * MIB),
+        ("grpc.max_metadata_size", 16 * 1024),
+        ("grpc.absolute_max_metadata_size", 16 * 1024),
+        # Per connection. Without it, a stream-reset flood costs a core (measured); a client with
+        # more calls than this waits, or opens another connection.
+        ("grpc.max_concurrent_streams", 256),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_ping_strikes", 2),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.max_connection_idle_ms", 15 * 60_000),
+        # A second daemon on the same port must fail, not share it.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def tls(settings: Settings) -> endpoints.Tls | None:
+    """The files for TLS, or None. Raises `SettingsError` if only some are given."""
+    given = (settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    if not any(given):
+        return None
+    if not all(given):
+        raise SettingsError("TLS needs all of --tls-cert, --tls-key and --tls-client-ca")
+    return endpoints.Tls(*given)
+
+
+def limit_policy(settings: Settings) -> LimitPolicy:
+    """Defaults and maxima of calls. Raises `SettingsError` if a default is above its maximum."""
+    for name in ("wall_time", "cpu_time", "memory", "table_elements", "output"):
+        if getattr(settings, f"default_{name}") > getattr(settings, f"max_{name}"):
+            flag = name.replace("_", "-")
+            raise SettingsError(
+                f"--default-{flag} is above --max-{flag}; raise or lower one of them"
+            )
+    default = CallLimits(
+        settings.default_wall_time,
+        settings.default_cpu_time,
+        settings.default_memory,
+        settings.default_table_elements,
+        settings.default_output,
+    )
+    maximum = CallLimits(
+        settings.max_wall_time,
+        settings.max_cpu_time,
+        settings.max_memory,
+        settings.max_table_elements,
+        settings.max_output,
+    )
+    return LimitPolicy(default, maximum)
+
+
+def cgroups(settings: Settings, slots: int) -> control_pb2.Cgroups:
+    """What the launcher does about control groups; `slots` is the number of children at once."""
+    return control_pb2.Cgroups(
+        mode=settings.cgroups,
+        slots=slots,
+        threads=RUNNER_THREADS,
+        cpu_percent=settings.runner_cpu_percent,
+    )
+
+
+def pool_config(settings: Settings) -> PoolConfig:
+    """Sizes and ages of the pool, and the limits of a runner."""
+    lifetime_s = (settings.runner_max_age + settings.max_cpu_time) / 1000
+    return PoolConfig(
+        capacity=settings.max_runners,
+        # More spares would drive out the runners that are bound to a module.
+        spares=min(settings.spare_runners, settings.max_runners // 2),
+        queue_capacity=settings.queue_capacity,
+        max_executions=settings.runner_max_executions,
+        max_age_s=settings.runner_max_age / 1000,
+        idle_timeout_s=settings.runner_idle_timeout / 1000,
+        max_output_bytes=settings.max_output,
+        limits=ChildLimits(
+            data_bytes=settings.max_memory + settings.max_artifact + RUNNER_OVERHEAD_BYTES,
+            # A backstop only: the supervisor's clock is the limit. It must never fire first.
+            cpu_seconds=int(lifetime_s * RUNNER_THREADS) + 60,
+            # The engine's copy-on-write image of initial memory is a memory file.
+            file_size_bytes=max(
+                settings.max_memory, 4 * (settings.max_output + LOG_OVERHEAD_BYTES) + 64 * 1024
+            ),
+            processes=0,
+        ),
+    )
+
+
+def compile_config(settings: Settings) -> CompileConfig:
+    """Limits of the compiler."""
+    return CompileConfig(
+        concurrency=settings.compilers,
+        queue_capacity=settings.compile_queue,
+        wall_time_s=settings.compile_wall_time / 1000,
+        max_artifact_bytes=settings.max_artifact,
+        limits=ChildLimits(
+            data_bytes=settings.compile_memory,
+            cpu_seconds=max(1, settings.compile_cpu_time // 1000),
+            file_size_bytes=settings.max_artifact,
+            processes=0,
+        ),
+    )
