@@ -23,6 +23,7 @@ from tests.supervisor.fakes import (
 
 from sandboxd.supervisor import faults, frames
 from sandboxd.supervisor.artifacts import Artifact, ModuleInfo
+from sandboxd.supervisor.call import Received
 from sandboxd.supervisor.compilation import CompileService
 from sandboxd.supervisor.execution import Executor
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
@@ -88,7 +89,9 @@ class Bench:
             typed=call_pb2.TypedCall(export="run"),
             limits=sandbox_pb2.Limits(**limits),
         )
-        return await self.executor.execute("default", request, grpc_remaining_s)
+        received = Received(request, request.SerializeToString())
+        response = await self.executor.execute("default", received, grpc_remaining_s)
+        return sandbox_pb2.ExecuteResponse.FromString(response)
 
 
 @pytest.fixture

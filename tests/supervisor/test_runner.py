@@ -29,7 +29,9 @@ from sandboxd.supervisor.runner import MAX_FRAME_BYTES, Answer, Death, Runner
 from sandboxd.v1 import call_pb2
 from sandboxd.wire.v1 import runner_pb2
 
-JOB = runner_pb2.RunnerCommand(execute=runner_pb2.Execute()).SerializeToString()
+JOB = frames.encode(
+    runner_pb2.RunnerCommand(execute=runner_pb2.Execute()).SerializeToString()
+)
 FAILED = runner_pb2.RunnerReply(failed=runner_pb2.Failed(message="no landlock"))
 EMPTY = runner_pb2.RunnerReply()
 NO_OUTCOME = runner_pb2.RunnerReply(result=runner_pb2.Result())

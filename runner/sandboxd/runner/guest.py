@@ -129,17 +129,17 @@ class Guest:
         def start() -> Instance:
             return self._start(job, call)
 
-        match job.WhichOneof("call"):
+        match job.request.WhichOneof("call"):
             case "typed":
-                values = typed_call(self._exports, job.typed, start)
+                values = typed_call(self._exports, job.request.typed, start)
                 result.completed.SetInParent()
                 result.completed.results.extend(values)
             case "bytes":
-                output = bytes_call(self._exports, job.bytes, start, call)
+                output = bytes_call(self._exports, job.request.bytes, start, call)
                 result.completed.SetInParent()
                 result.completed.output = output
             case "wasi":
-                check_wasi(job.wasi)
+                check_wasi(job.request.wasi)
                 code = wasi_command(self._exports, start)
                 result.exited.SetInParent()
                 result.exited.code = code
@@ -179,7 +179,7 @@ class Guest:
         if self._fuel:
             store.set_fuel(job.fuel)
         if self._linked is not None and self._linked.uses_wasi:
-            attach_wasi(store, call, job.wasi)
+            attach_wasi(store, call, job.request.wasi)
         store.set_epoch_deadline(1)
         return store
 

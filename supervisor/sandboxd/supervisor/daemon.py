@@ -48,7 +48,6 @@ from sandboxd.v1 import (
     module_pb2,
     module_pb2_grpc,
     sandbox_pb2,
-    sandbox_pb2_grpc,
 )
 from sandboxd.wire.v1 import control_pb2
 
@@ -95,6 +94,7 @@ class Daemon:
         self._replacing: asyncio.Task[None] | None = None
         self._layers: dict[str, control_pb2.IsolationLayer] = {}
         self._draining = False
+        self._engine_version = ""
         self._notifier = Notifier()
         self._health = health.aio.HealthServicer()
         descriptors = configuration.raise_descriptor_limit()
@@ -236,7 +236,7 @@ class Daemon:
             await asyncio.wait({idle}, timeout=0.1)
         if not idle.done():
             # Their processes go, and each one of them gets a typed answer.
-            self._executor.stopping = True
+            self._executor.responder.stopping = True
             await self._pool.close()
             await asyncio.wait({idle}, timeout=1.0)
         idle.cancel()
@@ -257,12 +257,8 @@ class Daemon:
             await asyncio.sleep(interval_s)
 
     def _add_services(self, server: aio.Server) -> None:
-        hardened: aio.Server = HardenedServer(  # type: ignore[assignment]
-            server, self._stats, self._gate, _GATED
-        )
-        sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(
-            SandboxService(self._executor), hardened
-        )
+        hardened = HardenedServer(server, self._stats, self._gate, _GATED)
+        SandboxService(self._executor).add_to(hardened)
         module_pb2_grpc.add_ModuleServiceServicer_to_server(
             ModuleService(self._store, self._compiles), hardened
         )
@@ -293,8 +289,7 @@ class Daemon:
         self._zygote_starts += 1
         self._zygote = zygote
         self._layers.update((layer.name, layer) for layer in zygote.layers)
-        self._executor.engine_version = zygote.engine_version
-        self._executor.isolation_profile = self._settings.isolation
+        self._engine_version = zygote.engine_version
         self._tell_layers()
         self._compiles.use_zygote(zygote, self._processes(zygote))
         self._pool.use_zygote(zygote, self._processes(zygote))
@@ -365,8 +360,10 @@ class Daemon:
         self._tell_layers()
 
     def _tell_layers(self) -> None:
-        self._executor.active_layers = tuple(
-            layer.name for layer in self._layers.values() if layer.active
+        active = tuple(layer.name for layer in self._layers.values() if layer.active)
+        self._executor.active_layers = active
+        self._executor.responder.describe_daemon(
+            self._engine_version, self._settings.isolation, active
         )
 
     # --- status -----------------------------------------------------------------------------------
@@ -378,7 +375,7 @@ class Daemon:
         runners = [runner for runner in self._pool.runners if runner.child.pid]
         return admin_pb2.GetStatusResponse(
             version=VERSION,
-            engine_version=self._executor.engine_version,
+            engine_version=self._engine_version,
             pid=os.getpid(),
             start_time=self._started_wall,
             uptime_ns=int((now - self._started_at) * 1e9),

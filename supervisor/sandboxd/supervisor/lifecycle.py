@@ -12,7 +12,13 @@ from __future__ import annotations
 import enum
 
 
-class State(enum.Enum):
+class _Member(enum.Enum):
+    """A member by identity. The hash of `enum.Enum` is written in Python, and every call hashes."""
+
+    __hash__ = object.__hash__
+
+
+class State(_Member):
     """Where a runner is in its life."""
 
     STARTING = "starting"
@@ -33,7 +39,7 @@ class State(enum.Enum):
     """Reaped. Final."""
 
 
-class Event(enum.Enum):
+class Event(_Member):
     """What can happen to a runner."""
 
     READY = "ready"

@@ -8,6 +8,12 @@ modules or tenants.
 The queue is first come, first served, with one exception: a runner that becomes free serves the
 first waiter for its own key, because anything else would cost a process. The exception is bounded:
 after `MAX_OVERTAKEN` such turns the first in line is served whatever it costs.
+
+Calls of one module share few processes. When as many of them are at work as the machine has
+processors, the next call waits a moment for one of those, although others may be free: more
+processes at once would only take turns, and push each other out of the caches. A moment is
+`patience_s`; if it passes in vain, calls of that module are long or they sleep, and for a while
+they do not wait.
 """
 
 from __future__ import annotations
@@ -18,11 +24,14 @@ import dataclasses
 import logging
 import os
 import random
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from sandboxd.supervisor import faults
+from sandboxd.supervisor.alarms import Alarms
 from sandboxd.supervisor.keys import Key
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.outbox import Outbox
@@ -33,10 +42,13 @@ from sandboxd.wire.v1 import control_pb2
 log = logging.getLogger(__name__)
 
 MAX_OVERTAKEN = 16
+_RESOLUTION_S = time.get_clock_info("monotonic").resolution
 # How much earlier than its maximum age or count a runner may be retired, at random, so that runners
 # started together do not all end together.
 JITTER = 0.2
 SWEEP_INTERVAL_S = 5.0
+# How long a module's calls do not wait for one another, after one of them waited in vain.
+SPREAD_S = 0.25
 # A runner that cannot even start is not asked for again at once.
 START_FAILURE_PAUSE_S = 0.5
 # Locking down takes milliseconds. A runner that is not ready by then is stopped or broken.
@@ -63,6 +75,10 @@ class PoolConfig:
     """The largest output limit of a call: sizes the outbox."""
     limits: ChildLimits
     """Resource limits of a runner."""
+    busy_per_module: int = 2
+    """Calls of one module at work from which on the next one waits for one of them."""
+    patience_s: float = 0.0
+    """How long it does, at most."""
 
 
 class QueueDeadline(Exception):  # noqa: N818 - an outcome of waiting
@@ -77,6 +93,22 @@ class _Waiter:
         self.fresh = fresh
         self.future = future
         self.overtaken = 0
+
+
+class _Module:
+    """The runners bound to one key, and the calls that wait for one of them to be free."""
+
+    __slots__ = ("busy", "idle", "patient", "spread_until")
+
+    def __init__(self) -> None:
+        self.idle: list[Runner] = []
+        self.busy = 0
+        self.patient: deque[_Waiter] = deque()
+        self.spread_until = 0.0
+
+    @property
+    def unused(self) -> bool:
+        return not (self.idle or self.busy or self.patient)
 
 
 class Pool:
@@ -97,10 +129,14 @@ class Pool:
         self._alive = 0
         self._starting = 0
         self._spares: deque[Runner] = deque()
-        self._idle: dict[Key, list[Runner]] = {}
+        self._modules: dict[Key, _Module] = {}
         self._idle_order: OrderedDict[Runner, None] = OrderedDict()
         self._waiters: OrderedDict[_Waiter, None] = OrderedDict()
         self._waiters_by_key: dict[Key, OrderedDict[_Waiter, None]] = {}
+        # All patient waiters by when their patience ends, those served meanwhile included.
+        self._patience: deque[tuple[float, _Waiter]] = deque()
+        self._patience_timer: asyncio.TimerHandle | None = None
+        self._alarms = Alarms()
         self._paused_until = 0.0
         self._closed = False
         self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
@@ -115,7 +151,8 @@ class Pool:
     @property
     def queue_depth(self) -> int:
         """Calls that wait for a runner."""
-        return len(self._waiters)
+        patient = sum(not waiter.future.done() for _, waiter in self._patience)
+        return len(self._waiters) + patient
 
     def use_zygote(self, zygote: Zygote | None, processes: int) -> None:
         """Fork from this zygote from now on; None while there is none.
@@ -143,37 +180,75 @@ class Pool:
     # --- leasing --------------------------------------------------------------------------------
 
     def acquire_nowait(self, key: Key, fresh: bool) -> Runner | None:
-        """Return a runner for `key` if one is free right now: idle and bound to it, or a spare."""
-        if not fresh:
-            bound = self._idle.get(key)
-            if bound:
-                runner = bound.pop()
-                if not bound:
-                    del self._idle[key]
-                del self._idle_order[runner]
-                return runner
-        if self._spares:
-            runner = self._spares.popleft()
-            # Forking the replacement can wait until this call is on its way.
-            self._loop.call_soon(self.provision)
-            return runner
-        return None
+        """Return a runner for `key` if one is free right now: idle and bound to it, or a spare.
+
+        None as well if it is better to wait for one that is at work.
+        """
+        if fresh:
+            return self._take_spare()
+        module = self._modules.get(key)
+        if module is None:
+            runner = self._take_spare()
+            return runner and self._lease(runner, key)
+        if module.busy >= self.config.busy_per_module and self._shares(module):
+            return None
+        runner = self._take_idle(module) or self._take_spare()
+        return runner and self._lease(runner, key)
+
+    def _shares(self, module: _Module) -> bool:
+        """Say whether the next call had better wait for one that is at work."""
+        return (
+            self.config.patience_s > 0
+            and module.busy >= self.config.busy_per_module
+            and time.monotonic() >= module.spread_until
+        )
+
+    def _take_idle(self, module: _Module) -> Runner | None:
+        if not module.idle:
+            return None
+        runner = module.idle.pop()
+        del self._idle_order[runner]
+        return runner
+
+    def _take_spare(self) -> Runner | None:
+        if not self._spares:
+            return None
+        # Forking the replacement can wait until this call is on its way.
+        self._loop.call_soon(self.provision)
+        return self._spares.popleft()
+
+    def _lease(self, runner: Runner, key: Key) -> Runner:
+        """Count a runner as at work for a key, until it is released."""
+        self._module(key).busy += 1
+        runner.leased_to = key
+        return runner
+
+    def _module(self, key: Key) -> _Module:
+        module = self._modules.get(key)
+        if module is None:
+            module = self._modules[key] = _Module()
+        return module
+
+    def _end_lease(self, runner: Runner) -> _Module | None:
+        key, runner.leased_to = runner.leased_to, None
+        if key is None:
+            return None
+        module = self._modules[key]
+        module.busy -= 1
+        return module
 
     async def acquire(self, key: Key, fresh: bool, deadline_at: float) -> Runner:
         """Wait for a runner. Raises `QueueDeadline`, `faults.QueueFull`, `faults.ShuttingDown`."""
         if self._closed:
             raise faults.ShuttingDown("the daemon is stopping", retry_after_s=1.0)
-        if len(self._waiters) >= self.config.queue_capacity:
-            self.refused_total += 1
-            raise faults.QueueFull(
-                f"{len(self._waiters)} calls are waiting already; retry later", retry_after_s=0.5
-            )
         waiter = _Waiter(key, fresh, self._loop.create_future())
-        self._waiters[waiter] = None
-        self._waiters_by_key.setdefault(key, OrderedDict())[waiter] = None
-        timer = self._loop.call_at(deadline_at, self._expire, waiter)
+        module = None if fresh else self._modules.get(key)
+        if module is not None and self._shares(module):
+            self._wait_patiently(waiter, module)
+        else:
+            self._enqueue(waiter)
+        alarm = self._alarms.set(deadline_at, partial(_expire, waiter))
         try:
-            self.provision()
             return await waiter.future
         except asyncio.CancelledError:
             future = waiter.future
@@ -182,12 +257,70 @@ class Pool:
                 self.release(future.result(), reusable=True)
             raise
         finally:
-            timer.cancel()
+            self._alarms.cancel(alarm)
             self._forget(waiter)
 
-    def _expire(self, waiter: _Waiter) -> None:
-        if not waiter.future.done():
-            waiter.future.set_exception(QueueDeadline())
+    def _enqueue(self, waiter: _Waiter) -> None:
+        """Put a call in line. Raises `faults.QueueFull`."""
+        if len(self._waiters) >= self.config.queue_capacity:
+            self.refused_total += 1
+            raise faults.QueueFull(
+                f"{len(self._waiters)} calls are waiting already; retry later", retry_after_s=0.5
+            )
+        self._waiters[waiter] = None
+        self._waiters_by_key.setdefault(waiter.key, OrderedDict())[waiter] = None
+        self.provision()
+
+    # --- patience --------------------------------------------------------------------------------
+
+    def _wait_patiently(self, waiter: _Waiter, module: _Module) -> None:
+        module.patient.append(waiter)
+        ends_at = self._loop.time() + self.config.patience_s
+        self._patience.append((ends_at, waiter))
+        if self._patience_timer is None:
+            self._patience_timer = self._loop.call_at(ends_at, self._lose_patience)
+
+    def _first_patient(self, module: _Module) -> _Waiter | None:
+        while module.patient:
+            waiter = module.patient.popleft()
+            if not waiter.future.done():
+                return waiter
+        return None
+
+    def _lose_patience(self) -> None:
+        """Have those go on whose patience has ended, as if they had never waited."""
+        self._patience_timer = None
+        now = self._loop.time() + _RESOLUTION_S
+        while self._patience and self._patience[0][0] <= now:
+            _, waiter = self._patience.popleft()
+            if not waiter.future.done():
+                module = self._modules[waiter.key]
+                module.spread_until = now + SPREAD_S
+                module.patient.remove(waiter)
+                self._go_on(waiter, module)
+        if self._patience:
+            self._patience_timer = self._loop.call_at(self._patience[0][0], self._lose_patience)
+
+    def _go_on(self, waiter: _Waiter, module: _Module) -> None:
+        runner = self._take_idle(module) or self._take_spare()
+        if runner is not None:
+            self._serve(waiter, runner)
+            return
+        self._forget_module(waiter.key, module)
+        try:
+            self._enqueue(waiter)
+        except faults.QueueFull as fault:
+            waiter.future.set_exception(fault)
+
+    def _hurry(self, module: _Module) -> None:
+        """One at work has ended for good: let one go on that waited for it."""
+        waiter = self._first_patient(module)
+        if waiter is not None:
+            self._go_on(waiter, module)
+
+    def _forget_module(self, key: Key, module: _Module) -> None:
+        if module.unused:
+            self._modules.pop(key, None)
 
     def _forget(self, waiter: _Waiter) -> None:
         if self._waiters.pop(waiter, _ABSENT) is _ABSENT:
@@ -199,6 +332,8 @@ class Pool:
 
     def _serve(self, waiter: _Waiter, runner: Runner) -> None:
         self._forget(waiter)
+        if not waiter.fresh:
+            self._lease(runner, waiter.key)
         waiter.future.set_result(runner)
 
     def _first_waiter(self) -> _Waiter | None:
@@ -214,41 +349,49 @@ class Pool:
 
         A runner that was acquired and never used may come back, too.
         """
+        leased_to = runner.leased_to
+        module = self._end_lease(runner)
         if runner.state is State.SPARE:
             self._place_spare(runner)
-            return
-        now = self._loop.time()
-        if (
-            not reusable
-            or self._closed
-            or runner.state is not State.IDLE
-            or runner.executions >= runner.retire_after_executions
-            or now >= runner.retire_at
+        elif (
+            reusable
+            and runner.state is State.IDLE
+            and runner.executions < runner.retire_after_executions
+            and time.monotonic() < runner.retire_at
+            and not self._closed
         ):
-            self.retire(runner)
+            assert runner.key is not None
+            self._hand_on(runner, module or self._module(runner.key))
             return
-        assert runner.key is not None
-        if not self._waiters:
-            self._place_idle(runner, runner.key)
         else:
-            self._hand_on(runner, runner.key)
+            self.retire(runner)
+        if module is not None and leased_to is not None:
+            self._hurry(module)
+            self._forget_module(leased_to, module)
 
-    def _place_idle(self, runner: Runner, key: Key) -> None:
-        self._idle.setdefault(key, []).append(runner)
+    def _place_idle(self, runner: Runner, module: _Module) -> None:
+        module.idle.append(runner)
         self._idle_order[runner] = None
 
-    def _hand_on(self, runner: Runner, key: Key) -> None:
-        first = self._first_waiter()
-        if first is None:
-            self._place_idle(runner, key)
+    def _hand_on(self, runner: Runner, module: _Module) -> None:
+        """Give a runner that became free to whom it is due; else it is idle."""
+        assert runner.key is not None
+        first = self._first_waiter() if self._waiters else None
+        match: _Waiter | None = None
+        if first is None or first.overtaken < MAX_OVERTAKEN:
+            match = self._first_patient(module) if module.patient else None
+        if match is None and first is not None:
+            match = self._first_match(runner.key)
+            if match is not first and first.overtaken >= MAX_OVERTAKEN:
+                match = None
+        if match is None:
+            self._place_idle(runner, module)
+            if first is not None:
+                self.provision()
             return
-        match = self._first_match(key)
-        if match is not None and (match is first or first.overtaken < MAX_OVERTAKEN):
+        if first is not None:
             first.overtaken += match is not first
-            self._serve(match, runner)
-            return
-        self._place_idle(runner, key)
-        self.provision()
+        self._serve(match, runner)
 
     def _first_match(self, key: Key) -> _Waiter | None:
         for waiter in self._waiters_by_key.get(key, ()):
@@ -269,10 +412,9 @@ class Pool:
         if runner in self._idle_order:
             assert runner.key is not None
             del self._idle_order[runner]
-            bound = self._idle[runner.key]
-            bound.remove(runner)
-            if not bound:
-                del self._idle[runner.key]
+            module = self._modules[runner.key]
+            module.idle.remove(runner)
+            self._forget_module(runner.key, module)
         else:
             with contextlib.suppress(ValueError):
                 self._spares.remove(runner)
@@ -399,7 +541,7 @@ class Pool:
 
     def fail_waiters(self, fault: faults.Fault) -> None:
         """Refuse every call that waits."""
-        for waiter in list(self._waiters):
+        for waiter in [*self._waiters, *(waiter for _, waiter in self._patience)]:
             if not waiter.future.done():
                 waiter.future.set_exception(fault)
             self._forget(waiter)
@@ -408,11 +550,19 @@ class Pool:
         """Refuse those who wait, kill all runners and wait until they are reaped."""
         self._closed = True
         self._sweeper.cancel()
+        if self._patience_timer is not None:
+            self._patience_timer.cancel()
         self.fail_waiters(faults.ShuttingDown("the daemon is stopping", retry_after_s=1.0))
         for runner in list(self._all):
             runner.kill()
         for runner in list(self._all):
             await runner.wait_dead()
+        self._alarms.close()
+
+
+def _expire(waiter: _Waiter) -> None:
+    if not waiter.future.done():
+        waiter.future.set_exception(QueueDeadline())
 
 
 def _jitter() -> float:

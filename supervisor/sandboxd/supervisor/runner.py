@@ -100,6 +100,7 @@ class Runner:
         self.retire_at = 0.0
         self.idle_since = 0.0
         self.bound_at = 0.0
+        self.leased_to: Key | None = None
         self.breach = ""
         self._bind_failure = runner_pb2.BIND_FAILURE_UNSPECIFIED
         self._interrupt_fd = interrupt_fd
@@ -139,7 +140,7 @@ class Runner:
     # --- what the pool and a call do with it -----------------------------------------------------
 
     def begin(self, job: bytes, key: Key, artifact: Artifact | None) -> asyncio.Future[Answer]:
-        """Hand it a call, as a serialized RunnerCommand, and return the future of its answer.
+        """Hand it a call, as the frame of a RunnerCommand, and return the future of its answer.
 
         A spare needs `artifact`, is bound to `key` first, and the call follows in the same write.
         """
@@ -152,11 +153,11 @@ class Runner:
             self._advance(Event.BIND)
             self._binding = True
             self.key = key
-            self.child.send(frames.encode(command) + frames.encode(job), artifact.fd)
+            self.child.send(frames.encode(command) + job, artifact.fd)
         else:
             assert self.key == key, "a runner serves one module for life"
             self._advance(Event.EXECUTE)
-            self.child.send(frames.encode(job))
+            self.child.send(job)
         return self._answer
 
     def renew_answer(self) -> asyncio.Future[Answer]:

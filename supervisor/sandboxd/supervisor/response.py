@@ -1,0 +1,263 @@
+"""From how a call ended to what its client is told: an ExecuteResponse.
+
+What a runner says of its guest is checked in runner.py and passed on; what it cannot know (that it
+was stopped, that it died) is told here.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Iterable, Sequence
+
+from google.protobuf.message import DecodeError
+
+from sandboxd.supervisor import faults, requests
+from sandboxd.supervisor.call import Call
+from sandboxd.supervisor.embedding import field_tag, varint
+from sandboxd.supervisor.gate import shutting_down
+from sandboxd.supervisor.outbox import Written
+from sandboxd.supervisor.runner import Answer, Death, Runner
+from sandboxd.supervisor.text import for_people
+from sandboxd.supervisor.watchdog import StopReason, Watchdog
+from sandboxd.v1 import call_pb2, sandbox_pb2
+from sandboxd.wire.v1 import runner_pb2
+
+log = logging.getLogger(__name__)
+
+_RECEIPT = field_tag(sandbox_pb2.ExecuteResponse.RECEIPT_FIELD_NUMBER)
+_PASSED_ON = frozenset(
+    {"completed", "exited", "trapped", "limit_exceeded", "host_error", "link_error"}
+)
+_WITH_MESSAGE = frozenset({"trapped", "limit_exceeded", "host_error", "link_error"})
+
+
+class Responder:
+    """Puts responses together. Shared by all calls.
+
+    `stopping` is set when the drain is over: processes die because the daemon stops.
+    """
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self._about_daemon = b""
+
+    def describe_daemon(
+        self, engine_version: str, isolation_profile: str, active_layers: Sequence[str]
+    ) -> None:
+        """Set what receipts tell of the daemon from now on."""
+        self._about_daemon = sandbox_pb2.Receipt(
+            engine_version=engine_version,
+            isolation_profile=isolation_profile,
+            isolation_layers=active_layers,
+        ).SerializeToString()
+
+    def respond(
+        self, call: Call, runner: Runner, ending: Answer, watchdog: Watchdog, written: Written
+    ) -> tuple[str, bytes]:
+        """Return the name of the outcome, and the response serialized.
+
+        Raises `faults.Fault` if the call ended for a reason that is not its guest's.
+        """
+        response = sandbox_pb2.ExecuteResponse()
+        bytes_out = 0
+        honest = written.honest
+        if written.stdout or written.stderr:
+            response.stdout = written.stdout
+            response.stderr = written.stderr
+            bytes_out += len(written.stdout) + len(written.stderr)
+        if written.log:
+            try:
+                response.logs.MergeFromString(written.log)
+            except DecodeError:
+                honest = False
+            bytes_out += len(written.log)
+        if isinstance(ending, Death):
+            self._tell_death(call, response, ending, watchdog)
+        else:
+            bytes_out += _tell_result(call, response, ending, watchdog, written.result)
+        if not honest or bytes_out > _allowed_out(call):
+            response.protocol_violation.message = "the process claimed output beyond its limit"
+        elif runner.breach:
+            # It answered and went on talking.
+            response.protocol_violation.message = runner.breach
+        outcome = response.WhichOneof("outcome")
+        assert outcome is not None, "every ending is told"
+        return outcome, self._with_receipt(call, response, ending, bytes_out)
+
+    def respond_unstarted(self, call: Call, stage: sandbox_pb2.Stage.ValueType) -> bytes:
+        """Return the response to a call whose deadline passed in this stage, before it ran."""
+        response = sandbox_pb2.ExecuteResponse()
+        deadline = response.deadline_exceeded
+        deadline.wall_time_ns = call.wall_time_ns
+        deadline.stop.stage = stage
+        deadline.stop.method = sandbox_pb2.STOP_METHOD_NOT_STARTED
+        deadline.stop.overshoot_ns = _since_ns(call.deadline_at)
+        call.start_kind = sandbox_pb2.START_KIND_UNSPECIFIED
+        return self._with_receipt(call, response, None, 0)
+
+    def _with_receipt(
+        self,
+        call: Call,
+        response: sandbox_pb2.ExecuteResponse,
+        ending: Answer | None,
+        bytes_out: int,
+    ) -> bytes:
+        receipt = sandbox_pb2.Receipt(
+            module_digest=call.key.digest,
+            queue_time_ns=int(call.queue_s * 1e9),
+            compile_time_ns=int(call.compile_s * 1e9),
+            bind_time_ns=int(call.bind_s * 1e9),
+            run_time_ns=int(call.run_s * 1e9),
+            cpu_time_ns=call.cpu_time_ns,
+            peak_memory_bytes=call.peak_memory_bytes,
+            bytes_in=requests.bytes_in(call.request),
+            bytes_out=bytes_out,
+            start_kind=call.start_kind,
+        )
+        if isinstance(ending, runner_pb2.Result):
+            reported = receipt.self_reported
+            reported.linear_memory_bytes = ending.linear_memory_bytes
+            reported.run_time_ns = ending.run_time_ns
+            if ending.HasField("fuel_consumed"):
+                reported.fuel_consumed = ending.fuel_consumed
+        own = receipt.SerializeToString()
+        of_limits, of_daemon = call.limits.receipt_fields, self._about_daemon
+        length = varint(len(own) + len(of_limits) + len(of_daemon))
+        # Fields of one receipt, the unchanging ones as they were serialized once.
+        return b"".join((response.SerializeToString(), _RECEIPT, length, own, of_limits, of_daemon))
+
+    def _tell_death(
+        self,
+        call: Call,
+        response: sandbox_pb2.ExecuteResponse,
+        death: Death,
+        watchdog: Watchdog,
+    ) -> None:
+        exit_status = death.exit_status
+        if watchdog.reason is not None and not death.breach:
+            _tell_stop(call, response, watchdog, sandbox_pb2.STOP_METHOD_KILLED, ())
+        elif death.failure == runner_pb2.BIND_FAILURE_MEMORY:
+            response.limit_exceeded.kind = call_pb2.LIMIT_KIND_MEMORY
+            response.limit_exceeded.message = death.breach
+        elif death.failure == runner_pb2.BIND_FAILURE_SHORTAGE:
+            raise faults.Overloaded(death.breach, retry_after_s=1.0)
+        elif death.breach:
+            response.protocol_violation.message = death.breach
+        elif self.stopping:
+            raise shutting_down()
+        elif not exit_status.known:
+            raise faults.ZygoteLost(
+                "the process was lost with the zygote, which is being replaced; retry",
+                retry_after_s=0.5,
+            )
+        elif exit_status.out_of_memory:
+            response.limit_exceeded.kind = call_pb2.LIMIT_KIND_MEMORY
+            response.limit_exceeded.message = "the process used more memory than its cgroup has"
+        elif exit_status.status < 0:
+            _tell_signal(call, response, -exit_status.status)
+        else:
+            response.protocol_violation.message = (
+                f"the process ended without an answer (status {exit_status.status})"
+            )
+
+
+def _tell_signal(call: Call, response: sandbox_pb2.ExecuteResponse, number: int) -> None:
+    match number:
+        case signal.SIGKILL:
+            raise faults.RunnerLost(
+                "the process was killed from outside (by an operator, or for lack of memory); "
+                "retry",
+                retry_after_s=0.1,
+            )
+        case signal.SIGSYS:
+            log.error("SIGSYS: a runner of %s made a forbidden system call", call.key.digest)
+            response.sandbox_violation.message = (
+                "the process made a system call that no guest needs, and was killed"
+            )
+        case _:
+            response.crashed.signal = number
+            response.crashed.signal_name = _signal_name(number)
+
+
+def _tell_result(
+    call: Call,
+    response: sandbox_pb2.ExecuteResponse,
+    result: runner_pb2.Result,
+    watchdog: Watchdog,
+    long_output: bytes,
+) -> int:
+    """Tell what the runner said, and return how many bytes of result that is."""
+    outcome = result.WhichOneof("outcome")
+    if outcome == "completed":
+        told = response.completed
+        told.CopyFrom(result.completed)
+        if long_output:
+            told.output = long_output
+        return len(told.output) + 8 * len(told.results)
+    interrupted = outcome == "trapped" and result.trapped.code == call_pb2.TRAP_CODE_INTERRUPT
+    if watchdog.reason is not None and interrupted:
+        frames = tuple(_clean_frames(result.trapped.frames))
+        _tell_stop(call, response, watchdog, sandbox_pb2.STOP_METHOD_INTERRUPTED, frames)
+    elif outcome == "rejected":
+        rejected = result.rejected
+        raise faults.ArgumentMismatch(
+            # Twice in a status, escaped, and still within what metadata may have.
+            for_people(rejected.message, 512),
+            field=for_people(rejected.field, 128),
+        )
+    elif outcome in _PASSED_ON:
+        passed = getattr(response, outcome)
+        passed.CopyFrom(getattr(result, outcome))
+        if outcome in _WITH_MESSAGE:
+            passed.message = for_people(passed.message)
+        if outcome in ("trapped", "limit_exceeded"):
+            _clean_frames(passed.frames)
+    return 0
+
+
+def _tell_stop(
+    call: Call,
+    response: sandbox_pb2.ExecuteResponse,
+    watchdog: Watchdog,
+    method: sandbox_pb2.StopMethod.ValueType,
+    frames: tuple[call_pb2.Frame, ...],
+) -> None:
+    bound = call.start_kind == sandbox_pb2.START_KIND_REUSED or call.bind_s > 0
+    stop = sandbox_pb2.Stop(
+        stage=sandbox_pb2.STAGE_RUN if bound else sandbox_pb2.STAGE_BIND,
+        method=method,
+        overshoot_ns=_since_ns(watchdog.due_at),
+        frames=frames,
+    )
+    if watchdog.reason is StopReason.CPU_TIME:
+        response.cpu_time_exceeded.stop.CopyFrom(stop)
+        response.cpu_time_exceeded.cpu_time_ns = call.limits.cpu_time_ms * 1_000_000
+    else:
+        response.deadline_exceeded.stop.CopyFrom(stop)
+        response.deadline_exceeded.wall_time_ns = call.wall_time_ns
+
+
+def _clean_frames(frames: Iterable[call_pb2.Frame]) -> Iterable[call_pb2.Frame]:
+    for frame in frames:
+        if not frame.function_name.isprintable():
+            frame.function_name = for_people(frame.function_name)
+    return frames
+
+
+def _allowed_out(call: Call) -> int:
+    # Numbers are not output that a guest can flood with: a signature bounds them. The log's
+    # framing is bounded by its 1,024 entries (outbox.LOG_OVERHEAD_BYTES).
+    return call.limits.output_bytes + 64 * 1024
+
+
+def _since_ns(at: float) -> int:
+    return max(0, int((time.monotonic() - at) * 1e9))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"
