@@ -22,7 +22,6 @@ from tests.hostile.harness import word
 from sandboxd.supervisor import faults
 from sandboxd.supervisor.artifact_store import ArtifactStore
 from sandboxd.supervisor.artifacts import ArtifactCache
-from sandboxd.supervisor.call import Received
 from sandboxd.supervisor.compilation import CompileConfig, CompileService
 from sandboxd.supervisor.execution import Executor
 from sandboxd.supervisor.launcher import LaunchedZygote
@@ -144,7 +143,7 @@ class Stage:
             limits=sandbox_pb2.Limits(wall_time_ms=wall_ms),
         )
         try:
-            received = Received(request, request.SerializeToString())
+            received = (request, request.SerializeToString())
             response = await self.executor.execute("default", received, None)
             return word(sandbox_pb2.ExecuteResponse.FromString(response))
         except faults.Fault as fault:

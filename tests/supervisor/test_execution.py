@@ -23,7 +23,6 @@ from tests.supervisor.fakes import (
 
 from sandboxd.supervisor import faults, frames
 from sandboxd.supervisor.artifacts import Artifact, ModuleInfo
-from sandboxd.supervisor.call import Received
 from sandboxd.supervisor.compilation import CompileService
 from sandboxd.supervisor.execution import Executor
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
@@ -89,7 +88,7 @@ class Bench:
             typed=call_pb2.TypedCall(export="run"),
             limits=sandbox_pb2.Limits(**limits),
         )
-        received = Received(request, request.SerializeToString())
+        received = (request, request.SerializeToString())
         response = await self.executor.execute("default", received, grpc_remaining_s)
         return sandbox_pb2.ExecuteResponse.FromString(response)
 
@@ -116,14 +115,15 @@ def write(child: FakeChild, lengths: tuple[int, int, int], log: bytes = b"") -> 
 async def test_a_completed_call_keeps_its_process(bench: Bench) -> None:
     def behave(child: FakeChild) -> None:
         child.cpu_ns = 5000
-        child.say(BOUND, result(completed=call_pb2.Completed(output=b"abc"), run_time_ns=7))
+        done = call_pb2.Completed(results=[call_pb2.Value(i32=1)])
+        child.say(BOUND, result(completed=done, run_time_ns=7))
 
     response = await bench.execute(behave)
-    assert response.completed.output == b"abc"
+    assert list(response.completed.results) == [call_pb2.Value(i32=1)]
     receipt = response.receipt
     assert receipt.start_kind == sandbox_pb2.START_KIND_SPARE
     assert receipt.cpu_time_ns == 5000
-    assert receipt.bytes_out == 3
+    assert receipt.bytes_out == 8
     assert receipt.self_reported.run_time_ns == 7
     assert receipt.limits == LIMITS.message()
     assert bench.child.kills == 0

@@ -67,7 +67,8 @@ def begin(runner: Runner, wanted: Key) -> None:
 
 def finish(runner: Runner) -> None:
     fake_child(runner).say(DONE)
-    runner.finish()
+    now = asyncio.get_running_loop().time()
+    runner.finish(now, runner.child.cpu_time_ns())
 
 
 MakeBench = Callable[..., Bench]

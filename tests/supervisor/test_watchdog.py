@@ -45,9 +45,15 @@ def watch(
     base_cpu_ns: int = 0,
     grace_s: float = GRACE_S,
 ) -> Watchdog:
-    deadline_at = asyncio.get_running_loop().time() + deadline_in_s
+    now = asyncio.get_running_loop().time()
     return Watchdog(
-        Alarms(), cast(Runner, runner), deadline_at, cpu_limit_ns, base_cpu_ns, grace_s
+        Alarms(),
+        cast(Runner, runner),
+        now,
+        now + deadline_in_s,
+        cpu_limit_ns,
+        base_cpu_ns,
+        grace_s,
     )
 
 

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from sandboxd.supervisor import frames
 from sandboxd.supervisor.embedding import field_tag, varint
 from sandboxd.supervisor.keys import Key
 from sandboxd.supervisor.limits import CallLimits
+from sandboxd.supervisor.requests import Kind
 from sandboxd.v1 import sandbox_pb2
 from sandboxd.wire.v1 import runner_pb2
 
+_decode = sandbox_pb2.ExecuteRequest.FromString
 _EXECUTE = field_tag(runner_pb2.RunnerCommand.EXECUTE_FIELD_NUMBER)
 _REQUEST = field_tag(runner_pb2.Execute.REQUEST_FIELD_NUMBER)
 
 
-class Received(NamedTuple):
-    """A request of Execute, and the bytes that it was decoded from."""
+Received = tuple[sandbox_pb2.ExecuteRequest, bytes]
+"""A request of Execute, and the bytes that it was decoded from."""
 
-    message: sandbox_pb2.ExecuteRequest
-    raw: bytes
 
-    @classmethod
-    def decode(cls, raw: bytes) -> Received:
-        """Decode a request. Raises `DecodeError`."""
-        return cls(sandbox_pb2.ExecuteRequest.FromString(raw), raw)
+def decode(raw: bytes) -> Received:
+    """Decode a request. Raises `DecodeError`."""
+    return _decode(raw), raw
 
 
 class Call:
@@ -41,9 +38,11 @@ class Call:
         "deadline_at",
         "grpc_deadline_at",
         "key",
+        "kind",
         "limits",
         "peak_memory_bytes",
         "queue_s",
+        "received",
         "request",
         "run_s",
         "start_kind",
@@ -52,14 +51,17 @@ class Call:
 
     def __init__(
         self,
-        request: sandbox_pb2.ExecuteRequest,
+        received: Received,
+        kind: Kind,
         key: Key,
         limits: CallLimits,
         arrived_at: float,
         wall_s: float,
         grpc_deadline_at: float | None,
     ) -> None:
-        self.request = request
+        self.received = received
+        self.request = received[0]
+        self.kind = kind
         self.key = key
         self.limits = limits
         self.arrived_at = arrived_at
@@ -71,19 +73,20 @@ class Call:
         self.start_kind = sandbox_pb2.START_KIND_UNSPECIFIED
 
 
-def job_frame(received: Received, limits: CallLimits) -> bytes:
+def job_frame(call: Call) -> bytes:
     """Return the frame that hands a call to a runner: a RunnerCommand with `execute` set.
 
     The client's bytes go on as they came, so that a large input is copied once and never encoded
     again. Only a module that came with them is left out.
     """
-    raw = received.raw
-    if received.message.HasField("wasm"):
+    request, raw = call.received
+    if request.HasField("wasm"):
         without = sandbox_pb2.ExecuteRequest()
-        without.CopyFrom(received.message)
+        without.CopyFrom(request)
         without.ClearField("wasm")
         raw = without.SerializeToString()
-    request = _REQUEST + varint(len(raw))
-    execute = _EXECUTE + varint(len(limits.job_fields) + len(request) + len(raw))
-    length = len(execute) + len(limits.job_fields) + len(request) + len(raw)
-    return b"".join((frames.header(length), execute, limits.job_fields, request, raw))
+    fields = call.limits.job_fields
+    fields_and_tag = fields + _REQUEST + varint(len(raw))
+    length = len(fields_and_tag) + len(raw)
+    execute = _EXECUTE + varint(length)
+    return b"".join((frames.header(len(execute) + length), execute, fields_and_tag, raw))

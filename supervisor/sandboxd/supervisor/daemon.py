@@ -117,6 +117,7 @@ class Daemon:
             configuration.limit_policy(settings),
             self._stats,
             settings.grace / 1000,
+            settings.queue_bytes,
         )
 
     def request_stop(self) -> None:
@@ -257,8 +258,9 @@ class Daemon:
             await asyncio.sleep(interval_s)
 
     def _add_services(self, server: aio.Server) -> None:
-        hardened = HardenedServer(server, self._stats, self._gate, _GATED)
-        SandboxService(self._executor).add_to(hardened)
+        wrapping = HardenedServer(server, self._stats, self._gate, _GATED)
+        SandboxService(self._executor).add_to(wrapping)
+        hardened: aio.Server = wrapping  # type: ignore[assignment]
         module_pb2_grpc.add_ModuleServiceServicer_to_server(
             ModuleService(self._store, self._compiles), hardened
         )

@@ -19,6 +19,8 @@ def varint(number: int) -> bytes:
     """Return a number of 0 or more as protobuf writes it: seven bits a byte, the lowest first."""
     if number < 0x80:
         return _ONE_BYTE[number]
+    if number < 0x4000:
+        return bytes((number & 0x7F | 0x80, number >> 7))
     encoded = bytearray()
     while number >= 0x80:
         encoded.append(number & 0x7F | 0x80)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Iterator
 from typing import TypeVar
 
 from sandboxd.supervisor import faults, requests
@@ -56,6 +56,7 @@ class Executor:
         policy: LimitPolicy,
         stats: Stats,
         grace_s: float,
+        max_held_bytes: int = 1 << 62,
     ) -> None:
         self._pool = pool
         self._compiles = compiles
@@ -63,6 +64,8 @@ class Executor:
         self._policy = policy
         self._stats = stats
         self._grace_s = grace_s
+        self._held_bytes = 0
+        self._max_held_bytes = max_held_bytes
         self._alarms = Alarms()
         self._loop = asyncio.get_running_loop()
         self._abandoned: set[asyncio.Task[None]] = set()
@@ -78,8 +81,8 @@ class Executor:
         Raises `faults.Fault` for anything else.
         """
         arrived_at = time.monotonic()
-        request = received.message
-        requests.check(request)
+        request, _ = received
+        kind = requests.check(request)
         if request.require_layers:
             self._check_layers(request.require_layers)
         limits = self._default_limits
@@ -91,9 +94,9 @@ class Executor:
             wall_s = min(wall_s, max(0.0, grpc_remaining_s))
             grpc_deadline_at = arrived_at + grpc_remaining_s
         key = self._key(tenant, request, limits)
-        call = Call(request, key, limits, arrived_at, wall_s, grpc_deadline_at)
+        call = Call(received, kind, key, limits, arrived_at, wall_s, grpc_deadline_at)
         try:
-            outcome, response = await self._run(call, received)
+            outcome, response = await self._run(call)
         except _Stopped as stopped:
             outcome = "deadline_exceeded"
             response = self.responder.respond_unstarted(call, stopped.stage)
@@ -126,20 +129,41 @@ class Executor:
 
     # --- the stages -----------------------------------------------------------------------------
 
-    async def _run(self, call: Call, received: Received) -> tuple[str, bytes]:
+    async def _run(self, call: Call) -> tuple[str, bytes]:
+        request = call.request
         artifact = self._compiles.cache.get(call.key)
         if artifact is None:
-            artifact = await self._compiled(call)
-        requests.check_fits(call.request, artifact.info)
+            with self._held(call):
+                artifact = await self._compiled(call)
+        requests.check_fits(request, call.kind, artifact.info)
         if time.monotonic() >= call.deadline_at:
             raise _Stopped(sandbox_pb2.STAGE_QUEUE)
-        fresh = call.request.process == sandbox_pb2.PROCESS_POLICY_FRESH
+        fresh = request.process == sandbox_pb2.PROCESS_POLICY_FRESH
         runner = self._pool.acquire_nowait(call.key, fresh)
         if runner is None:
-            runner = await self._queued(call, fresh)
+            with self._held(call):
+                runner = await self._queued(call, fresh)
+        elif runner.state is State.SPARE:
+            call.start_kind = sandbox_pb2.START_KIND_SPARE
         else:
-            call.start_kind = _start_kind(runner)
-        return await self._on_runner(call, received, runner, artifact, fresh)
+            call.start_kind = sandbox_pb2.START_KIND_REUSED
+        return await self._on_runner(call, runner, artifact, fresh)
+
+    @contextlib.contextmanager
+    def _held(self, call: Call) -> Iterator[None]:
+        """Count the bytes of a request that has to wait. Raises `faults.QueueFull`."""
+        # The message, and the bytes that it was decoded from.
+        held_bytes = 2 * len(call.received[1])
+        if self._held_bytes + held_bytes > self._max_held_bytes:
+            raise faults.QueueFull(
+                f"calls that wait hold {self._held_bytes} bytes already; retry later",
+                retry_after_s=0.5,
+            )
+        self._held_bytes += held_bytes
+        try:
+            yield
+        finally:
+            self._held_bytes -= held_bytes
 
     async def _compiled(self, call: Call) -> Artifact:
         started_at = self._loop.time()
@@ -180,22 +204,28 @@ class Executor:
                 break
             # It died between being handed over and now.
             self._pool.release(runner, reusable=False)
-        call.start_kind = _start_kind(runner)
-        if runner.state is State.SPARE and runner.child.started_at > call.arrived_at:
+        if runner.state is State.IDLE:
+            call.start_kind = sandbox_pb2.START_KIND_REUSED
+        elif runner.child.started_at > call.arrived_at:
             call.start_kind = sandbox_pb2.START_KIND_COLD
+        else:
+            call.start_kind = sandbox_pb2.START_KIND_SPARE
         return runner
 
     async def _on_runner(
-        self, call: Call, received: Received, runner: Runner, artifact: Artifact, fresh: bool
+        self, call: Call, runner: Runner, artifact: Artifact, fresh: bool
     ) -> tuple[str, bytes]:
+        limits = call.limits
         base_cpu_ns = runner.child.cpu_time_ns()
+        rested = runner.rested(base_cpu_ns)
         handed_at = time.monotonic()
-        answer = runner.begin(job_frame(received, call.limits), call.key, artifact)
+        answer = runner.begin(job_frame(call), call.key, artifact)
         watchdog = Watchdog(
             self._alarms,
             runner,
+            handed_at,
             call.deadline_at,
-            call.limits.cpu_time_ms * 1_000_000,
+            limits.cpu_time_ms * 1_000_000,
             base_cpu_ns,
             self._grace_s,
         )
@@ -206,22 +236,21 @@ class Executor:
             self._abandon(call, runner, watchdog, handed_at, base_cpu_ns)
             raise
         watchdog.disarm()
-        _measure(call, runner, ending, handed_at, base_cpu_ns)
-        written = runner.outbox.take(call.limits.output_bytes)
+        now = time.monotonic()
+        cpu_time_ns = _measure(call, runner, ending, handed_at, now, base_cpu_ns)
+        written = runner.outbox.take(limits.output_bytes)
         clean = False
         try:
             outcome, response = self.responder.respond(call, runner, ending, watchdog, written)
             # By the final verdict: a lie may be found only when the answer is put together.
-            clean = watchdog.reason is None and outcome in _CLEAN
+            clean = watchdog.reason is None and outcome in _CLEAN and rested and not fresh
             return outcome, response
         finally:
-            self._give_back(runner, clean and not fresh)
-
-    def _give_back(self, runner: Runner, reusable: bool) -> None:
-        reusable = reusable and runner.state is State.BUSY
-        if reusable:
-            runner.finish()
-        self._pool.release(runner, reusable)
+            if clean and runner.state is State.BUSY:
+                runner.finish(now, cpu_time_ns)
+                self._pool.release(runner, reusable=True)
+            else:
+                self._pool.release(runner, reusable=False)
 
     # --- a call that nobody waits for any more ---------------------------------------------------
 
@@ -233,7 +262,7 @@ class Executor:
         async def settle() -> None:
             ending = await runner.renew_answer()
             watchdog.disarm()
-            _measure(call, runner, ending, handed_at, base_cpu_ns)
+            _measure(call, runner, ending, handed_at, time.monotonic(), base_cpu_ns)
             self._pool.release(runner, reusable=False)
             self._stats.outcome(name, _since_ns(call.arrived_at))
 
@@ -257,26 +286,23 @@ class _Stopped(Exception):  # noqa: N818 - a verdict, never seen outside
         self.stage = stage
 
 
-def _start_kind(runner: Runner) -> sandbox_pb2.StartKind.ValueType:
-    if runner.state is State.SPARE:
-        return sandbox_pb2.START_KIND_SPARE
-    return sandbox_pb2.START_KIND_REUSED
-
-
 def _measure(
-    call: Call, runner: Runner, ending: Answer, handed_at: float, base_cpu_ns: int
-) -> None:
+    call: Call, runner: Runner, ending: Answer, handed_at: float, now: float, base_cpu_ns: int
+) -> int:
+    """Fill in what the call used; return the CPU time that its process has used so far."""
     started_at = handed_at
     if handed_at <= runner.bound_at:
         call.bind_s = runner.bound_at - handed_at
         started_at = runner.bound_at
-    call.run_s = time.monotonic() - started_at
+    call.run_s = now - started_at
     if isinstance(ending, Death):
-        call.cpu_time_ns = max(0, ending.exit_status.cpu_time_ns - base_cpu_ns)
+        cpu_time_ns = ending.exit_status.cpu_time_ns
         call.peak_memory_bytes = ending.exit_status.peak_rss_bytes
     else:
-        call.cpu_time_ns = max(0, runner.child.cpu_time_ns() - base_cpu_ns)
+        cpu_time_ns = runner.child.cpu_time_ns()
         call.peak_memory_bytes = runner.child.peak_rss_bytes()
+    call.cpu_time_ns = max(0, cpu_time_ns - base_cpu_ns)
+    return cpu_time_ns
 
 
 def _cancel_name(call: Call) -> str:

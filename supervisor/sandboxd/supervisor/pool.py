@@ -192,8 +192,14 @@ class Pool:
             return runner and self._lease(runner, key)
         if module.busy >= self.config.busy_per_module and self._shares(module):
             return None
-        runner = self._take_idle(module) or self._take_spare()
-        return runner and self._lease(runner, key)
+        if not module.idle:
+            runner = self._take_spare()
+            return runner and self._lease(runner, key)
+        runner = module.idle.pop()
+        del self._idle_order[runner]
+        module.busy += 1
+        runner.leased_to = key
+        return runner
 
     def _shares(self, module: _Module) -> bool:
         """Say whether the next call had better wait for one that is at work."""
@@ -227,14 +233,6 @@ class Pool:
         module = self._modules.get(key)
         if module is None:
             module = self._modules[key] = _Module()
-        return module
-
-    def _end_lease(self, runner: Runner) -> _Module | None:
-        key, runner.leased_to = runner.leased_to, None
-        if key is None:
-            return None
-        module = self._modules[key]
-        module.busy -= 1
         return module
 
     async def acquire(self, key: Key, fresh: bool, deadline_at: float) -> Runner:
@@ -349,33 +347,41 @@ class Pool:
 
         A runner that was acquired and never used may come back, too.
         """
-        leased_to = runner.leased_to
-        module = self._end_lease(runner)
-        if runner.state is State.SPARE:
-            self._place_spare(runner)
-        elif (
+        key = runner.leased_to
+        module = None
+        if key is not None:
+            runner.leased_to = None
+            module = self._modules[key]
+            module.busy -= 1
+        if (
             reusable
             and runner.state is State.IDLE
             and runner.executions < runner.retire_after_executions
-            and time.monotonic() < runner.retire_at
+            and runner.idle_since < runner.retire_at
             and not self._closed
         ):
-            assert runner.key is not None
-            self._hand_on(runner, module or self._module(runner.key))
+            self._hand_on(runner, module)
             return
+        if runner.state is State.SPARE:
+            self._place_spare(runner)
         else:
             self.retire(runner)
-        if module is not None and leased_to is not None:
+        if module is not None and key is not None:
             self._hurry(module)
-            self._forget_module(leased_to, module)
+            self._forget_module(key, module)
 
     def _place_idle(self, runner: Runner, module: _Module) -> None:
         module.idle.append(runner)
         self._idle_order[runner] = None
 
-    def _hand_on(self, runner: Runner, module: _Module) -> None:
+    def _hand_on(self, runner: Runner, module: _Module | None) -> None:
         """Give a runner that became free to whom it is due; else it is idle."""
         assert runner.key is not None
+        if module is None:
+            module = self._module(runner.key)
+        if not (self._waiters or module.patient):
+            self._place_idle(runner, module)
+            return
         first = self._first_waiter() if self._waiters else None
         match: _Waiter | None = None
         if first is None or first.overtaken < MAX_OVERTAKEN:
@@ -534,6 +540,10 @@ class Pool:
             if now - runner.idle_since < self.config.idle_timeout_s:
                 break
             self.retire(runner)
+        for runner in [*self._idle_order]:
+            if not runner.rested(runner.child.cpu_time_ns()):
+                log.warning("a runner of %s computed without a call; killing it", runner.key)
+                self.retire(runner)
         while self._spares and now >= self._spares[0].retire_at:
             self.retire(self._spares[0])
         self.provision()

@@ -17,7 +17,7 @@ from sandboxd.supervisor import faults, requests
 from sandboxd.supervisor.call import Call
 from sandboxd.supervisor.embedding import field_tag, varint
 from sandboxd.supervisor.gate import shutting_down
-from sandboxd.supervisor.outbox import Written
+from sandboxd.supervisor.outbox import NOTHING, Written
 from sandboxd.supervisor.runner import Answer, Death, Runner
 from sandboxd.supervisor.text import for_people
 from sandboxd.supervisor.watchdog import StopReason, Watchdog
@@ -27,6 +27,9 @@ from sandboxd.wire.v1 import runner_pb2
 log = logging.getLogger(__name__)
 
 _RECEIPT = field_tag(sandbox_pb2.ExecuteResponse.RECEIPT_FIELD_NUMBER)
+# Numbers are not output that a guest can flood with: a signature bounds them. The log's framing is
+# bounded by its 1,024 entries (outbox.LOG_OVERHEAD_BYTES).
+_UNCOUNTED_OUT_BYTES = 64 * 1024
 _PASSED_ON = frozenset(
     {"completed", "exited", "trapped", "limit_exceeded", "host_error", "link_error"}
 )
@@ -61,24 +64,21 @@ class Responder:
         Raises `faults.Fault` if the call ended for a reason that is not its guest's.
         """
         response = sandbox_pb2.ExecuteResponse()
+        lie = ""
         bytes_out = 0
-        honest = written.honest
-        if written.stdout or written.stderr:
-            response.stdout = written.stdout
-            response.stderr = written.stderr
-            bytes_out += len(written.stdout) + len(written.stderr)
-        if written.log:
-            try:
-                response.logs.MergeFromString(written.log)
-            except DecodeError:
-                honest = False
-            bytes_out += len(written.log)
+        if written is not NOTHING:
+            lie = _tell_written(response, written)
+            bytes_out = len(written.stdout) + len(written.stderr) + len(written.log)
         if isinstance(ending, Death):
             self._tell_death(call, response, ending, watchdog)
         else:
+            lie = lie or _mismatch(call, ending)
             bytes_out += _tell_result(call, response, ending, watchdog, written.result)
-        if not honest or bytes_out > _allowed_out(call):
-            response.protocol_violation.message = "the process claimed output beyond its limit"
+        if bytes_out > call.limits.output_bytes + _UNCOUNTED_OUT_BYTES:
+            lie = "the process claimed output beyond its limit"
+            response.ClearField("logs")
+        if lie:
+            response.protocol_violation.message = lie
         elif runner.breach:
             # It answered and went on talking.
             response.protocol_violation.message = runner.breach
@@ -104,18 +104,18 @@ class Responder:
         ending: Answer | None,
         bytes_out: int,
     ) -> bytes:
-        receipt = sandbox_pb2.Receipt(
-            module_digest=call.key.digest,
-            queue_time_ns=int(call.queue_s * 1e9),
-            compile_time_ns=int(call.compile_s * 1e9),
-            bind_time_ns=int(call.bind_s * 1e9),
-            run_time_ns=int(call.run_s * 1e9),
-            cpu_time_ns=call.cpu_time_ns,
-            peak_memory_bytes=call.peak_memory_bytes,
-            bytes_in=requests.bytes_in(call.request),
-            bytes_out=bytes_out,
-            start_kind=call.start_kind,
-        )
+        receipt = sandbox_pb2.Receipt()
+        receipt.module_digest = call.key.digest
+        receipt.run_time_ns = int(call.run_s * 1e9)
+        receipt.cpu_time_ns = call.cpu_time_ns
+        receipt.peak_memory_bytes = call.peak_memory_bytes
+        receipt.bytes_in = requests.bytes_in(call.request, call.kind)
+        receipt.bytes_out = bytes_out
+        receipt.start_kind = call.start_kind
+        if call.start_kind != sandbox_pb2.START_KIND_REUSED or call.queue_s:
+            receipt.queue_time_ns = int(call.queue_s * 1e9)
+            receipt.compile_time_ns = int(call.compile_s * 1e9)
+            receipt.bind_time_ns = int(call.bind_s * 1e9)
         if isinstance(ending, runner_pb2.Result):
             reported = receipt.self_reported
             reported.linear_memory_bytes = ending.linear_memory_bytes
@@ -161,6 +161,31 @@ class Responder:
             response.protocol_violation.message = (
                 f"the process ended without an answer (status {exit_status.status})"
             )
+
+
+def _tell_written(response: sandbox_pb2.ExecuteResponse, written: Written) -> str:
+    """Tell what the guest wrote. Return what is wrong with it, "" if nothing is."""
+    response.stdout = written.stdout
+    response.stderr = written.stderr
+    if written.log:
+        try:
+            response.logs.MergeFromString(written.log)
+        except DecodeError:
+            return "the process left a log that is not one"
+    return "" if written.honest else "the process claimed output beyond its limit"
+
+
+def _mismatch(call: Call, result: runner_pb2.Result) -> str:
+    """Say how a result cannot be one of this kind of call; "" if it can."""
+    outcome = result.WhichOneof("outcome")
+    if outcome == "completed":
+        if call.kind == "wasi":
+            return "a command completed instead of exiting"
+        if result.completed.output if call.kind == "typed" else result.completed.results:
+            return f"a result that no {call.kind} call has"
+    elif outcome == "exited" and call.kind != "wasi":
+        return f"an exit code of a {call.kind} call"
+    return ""
 
 
 def _tell_signal(call: Call, response: sandbox_pb2.ExecuteResponse, number: int) -> None:
@@ -212,6 +237,8 @@ def _tell_result(
         passed.CopyFrom(getattr(result, outcome))
         if outcome in _WITH_MESSAGE:
             passed.message = for_people(passed.message)
+        if outcome == "link_error":
+            passed.module, passed.name = for_people(passed.module), for_people(passed.name)
         if outcome in ("trapped", "limit_exceeded"):
             _clean_frames(passed.frames)
     return 0
@@ -244,12 +271,6 @@ def _clean_frames(frames: Iterable[call_pb2.Frame]) -> Iterable[call_pb2.Frame]:
         if not frame.function_name.isprintable():
             frame.function_name = for_people(frame.function_name)
     return frames
-
-
-def _allowed_out(call: Call) -> int:
-    # Numbers are not output that a guest can flood with: a signature bounds them. The log's
-    # framing is bounded by its 1,024 entries (outbox.LOG_OVERHEAD_BYTES).
-    return call.limits.output_bytes + 64 * 1024
 
 
 def _since_ns(at: float) -> int:

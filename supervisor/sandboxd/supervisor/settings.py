@@ -135,6 +135,9 @@ class Settings:
     max_runners: int = _option(32, "Most runner processes at once.", COUNT)
     spare_runners: int = _option(4, "Runner processes kept ready ahead of need.", click.IntRange(0))
     queue_capacity: int = _option(1024, "Most calls that may wait for a runner.", COUNT)
+    queue_bytes: int = _option(
+        256 * MIB, "Most memory that calls may hold while they wait for compiler or runner.", SIZE
+    )
     runner_max_executions: int = _option(1000, "Calls that a runner serves before it ends.", COUNT)
     runner_max_age: int = _option("1h", "Age at which a runner ends.", DURATION)
     runner_idle_timeout: int = _option("5m", "Idle time after which a runner ends.", DURATION)

@@ -29,7 +29,9 @@ class StopReason(enum.Enum):
 
 
 class Watchdog:
-    """Times one call on one runner. Times are seconds of the event loop's clock, which is `time.monotonic`.
+    """Times one call on one runner.
+
+    Times are seconds of the event loop's clock, which is `time.monotonic`.
 
     After the end: `reason` is None if the call ended by itself, else why it was stopped;
     `due_at` is when it was due; `killed` is True if the grace was used up.
@@ -52,6 +54,7 @@ class Watchdog:
         self,
         alarms: Alarms,
         runner: Runner,
+        now: float,
         deadline_at: float,
         cpu_limit_ns: int,
         base_cpu_ns: int,
@@ -66,21 +69,26 @@ class Watchdog:
         self.reason: StopReason | None = None
         self.due_at = deadline_at
         self.killed = False
-        self._arm(cpu_limit_ns)
+        self._arm(now, cpu_limit_ns)
 
-    def _arm(self, cpu_left_ns: int) -> None:
-        cpu_check_at = time.monotonic() + max(_MIN_CPU_CHECK_S, cpu_left_ns / _CPU_NS_PER_S)
-        self._alarm = self._alarms.set(min(self._deadline_at, cpu_check_at), self._on_alarm)
+    def _arm(self, now: float, cpu_left_ns: int) -> None:
+        due_at = now + cpu_left_ns / _CPU_NS_PER_S
+        if due_at > self._deadline_at:
+            due_at = self._deadline_at
+        elif due_at < now + _MIN_CPU_CHECK_S:
+            due_at = min(now + _MIN_CPU_CHECK_S, self._deadline_at)
+        self._alarm = self._alarms.set(due_at, self._on_alarm)
 
     def _on_alarm(self) -> None:
-        if time.monotonic() >= self._deadline_at:
+        now = time.monotonic()
+        if now >= self._deadline_at:
             self.stop(StopReason.DEADLINE)
             return
         left_ns = self._cpu_limit_ns - (self._runner.child.cpu_time_ns() - self._base_cpu_ns)
         if left_ns <= 0:
             self.stop(StopReason.CPU_TIME)
         else:
-            self._arm(left_ns)
+            self._arm(now, left_ns)
 
     def stop(self, reason: StopReason) -> None:
         """Stop the call now: interrupt, and after the grace kill. Idempotent."""

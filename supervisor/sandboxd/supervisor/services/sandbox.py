@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 from grpc import aio
 
-from sandboxd.supervisor.call import Received
+from sandboxd.supervisor.call import Received, decode
 from sandboxd.supervisor.execution import Executor
 from sandboxd.supervisor.keys import DEFAULT_TENANT
 from sandboxd.supervisor.services.hardening import HardenedServer
@@ -27,8 +27,8 @@ class SandboxService:
 
         Generated code would encode responses, and forget the bytes of requests: see call.py.
         """
-        execute = grpc.unary_unary_rpc_method_handler(
-            self.Execute, request_deserializer=Received.decode, response_serializer=None
+        execute: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
+            self.Execute, request_deserializer=decode, response_serializer=None
         )
         server.add_registered_method_handlers(SERVICE, {"Execute": execute})
 
