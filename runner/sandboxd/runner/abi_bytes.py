@@ -56,15 +56,6 @@ def bytes_call(
     return output
 
 
-def exports_used(exports: Exports, request: call_pb2.BytesCall) -> tuple[str, ...]:
-    """The exports that a call such as this one uses, if the module has them."""
-    return tuple(
-        name
-        for name in ("memory", "alloc", request.export, "dealloc")
-        if exports.kind(name) is not None
-    )
-
-
 def _check_plugin(
     exports: Exports, export: str, convention: call_pb2.ResultConvention.ValueType
 ) -> bool:

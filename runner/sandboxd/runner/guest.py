@@ -17,7 +17,7 @@ from typing import Any
 import wasmtime
 from wasmtime import _ffi as ffi
 
-from sandboxd.runner.abi_bytes import bytes_call, exports_used
+from sandboxd.runner.abi_bytes import bytes_call
 from sandboxd.runner.abi_typed import typed_call
 from sandboxd.runner.abi_wasi import attach_wasi, check_wasi, wasi_command
 from sandboxd.runner.call import Call
@@ -82,7 +82,7 @@ class Guest:
         self._ahead_limits = (-1, -1)
         # Until it is known that the module has a start function, or needs to know its call.
         self._can_be_ahead = self._linked is not None and not self._linked.uses_wasi
-        self._exports_used: tuple[str, ...] = ()
+        self._functions_used: tuple[str, ...] = ()
 
     @property
     def uses_wasi(self) -> bool:
@@ -131,7 +131,8 @@ class Guest:
                 # must.
                 instance.store.set_fuel(1)
             if instance.instantiate_ahead(self._linked):
-                instance.look_up(self._exports_used)
+                if self._functions_used:
+                    instance.look_up(self._functions_used, "memory")
                 self._ahead = instance
             else:
                 instance.store.close()
@@ -152,7 +153,7 @@ class Guest:
             case "bytes":
                 request = job.request.bytes
                 result.completed.output = bytes_call(self._exports, request, start, call)
-                self._exports_used = exports_used(self._exports, request)
+                self._note_bytes_call(request.export)
             case "typed":
                 values = typed_call(self._exports, job.request.typed, start)
                 result.completed.SetInParent()
@@ -164,6 +165,12 @@ class Guest:
                 result.exited.code = code
             case _:
                 raise rejected("call", "no call is set")
+
+    def _note_bytes_call(self, export: str) -> None:
+        """Have what such a call uses looked up ahead of the next one."""
+        if not self._functions_used or export != self._functions_used[1]:
+            dealloc = () if self._exports.kind("dealloc") is None else ("dealloc",)
+            self._functions_used = ("alloc", export, *dealloc)
 
     def _start(self, job: runner_pb2.Execute, call: Call) -> Instance:
         """Make the call's instance, which runs the start function; raises Stop."""
@@ -214,8 +221,7 @@ class Guest:
             memory = self._instance.memory(self._exports.memory_name)
             result.linear_memory_bytes = memory.size_bytes
         # An interrupted guest has not written its count back: better no number than a wrong one.
-        interrupted = result.trapped.code == call_pb2.TRAP_CODE_INTERRUPT
-        if self._fuel and not interrupted:
+        if self._fuel and result.trapped.code != call_pb2.TRAP_CODE_INTERRUPT:
             result.fuel_consumed = job.fuel - self._instance.store.get_fuel()
 
 

@@ -5,7 +5,8 @@ guest runs then: the store's epoch deadline has passed already, so a start funct
 first instruction, and a module that has one is known.
 
 CAVEAT: functions are called through arrays at fixed places, one set for the process. One call runs
-at a time, and nothing that the host does for a guest calls back into it.
+at a time, and nothing that the host does for a guest calls back into it. Whoever finds a trap in
+its place takes it out again.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from sandboxd.v1 import call_pb2
 INITIALIZE = "_initialize"
 NO_VALUES = FunctionType((), ())
 
+_func_call_unchecked = entry_points.func_call_unchecked
+
 _NOW = 0
 _NEXT_EPOCH = 1
 
@@ -44,8 +47,7 @@ _TrapPointer = ctypes.POINTER(ffi.wasm_trap_t)
 _ErrorPointer = ctypes.POINTER(ffi.wasmtime_error_t)
 
 # wasmtime_val_raw_t: 16 bytes each, numbers in the low ones.
-_MAX_RAW = 2
-_raw = (ctypes.c_uint64 * (2 * _MAX_RAW))()
+_raw = (ctypes.c_uint64 * 4)()
 _RAW = ctypes.addressof(_raw)
 assert ctypes.sizeof(ffi.wasmtime_val_raw_t) == 16
 
@@ -64,7 +66,16 @@ class Instance:
     The limits are those of the call that it is made for; `call` is set by `serve`.
     """
 
-    __slots__ = ("_call", "_exports", "_instance", "_place", "instantiated", "store")
+    __slots__ = (
+        "_call",
+        "_exports",
+        "_functions",
+        "_instance",
+        "_memories",
+        "_place",
+        "instantiated",
+        "store",
+    )
 
     def __init__(self, store: Store):
         self.store = store
@@ -72,7 +83,10 @@ class Instance:
         self._call: Call | None = None
         self._instance = ffi.wasmtime_instance_t()
         self._place = ctypes.addressof(self._instance)
-        self._exports: dict[str, Any] = {}
+        # Found so far: the exports themselves, and addresses of functions in them.
+        self._exports: list[Any] = []
+        self._functions: dict[str, int] = {}
+        self._memories: dict[str, GuestMemory] = {}
 
     def instantiate_ahead(self, linked: Linked) -> bool:
         """Instantiate the module before there is a call; False if it cannot be, for any reason."""
@@ -104,7 +118,6 @@ class Instance:
         raise Stop(instantiation_failure(failure))
 
     def _instantiate(self, linked: Linked) -> Failure | None:
-        _trap.value = None
         error = linked.instantiate(self.store, self._place, _TRAP)
         if error or _trap.value:
             return _take_failure(error)
@@ -126,7 +139,6 @@ class Instance:
         checked that the export exists and that arguments and results fit its type.
         """
         results = (ffi.wasmtime_val_t * result_count)()
-        _trap.value = None
         error = entry_points.func_call(
             self.store.context,
             self._function(export),
@@ -146,9 +158,12 @@ class Instance:
         as the export's type has, which it has checked: here nothing is. Raises Stop as `invoke`.
         """
         _raw[0], _raw[2] = first, second
-        _trap.value = None
-        error = entry_points.func_call_unchecked(
-            self.store.context, self._function(export), _RAW, _MAX_RAW, _TRAP
+        error = _func_call_unchecked(
+            self.store.context,
+            self._functions.get(export) or self._function(export),
+            _RAW,
+            2,
+            _TRAP,
         )
         if error or _trap.value:
             self._settle(_take_failure(error))
@@ -159,26 +174,32 @@ class Instance:
 
     def memory(self, name: str) -> GuestMemory:
         """An exported memory; the caller has checked that it exists."""
-        return GuestMemory(self.store.context, self._export(name).of.memory)
+        memory = self._memories.get(name)
+        if memory is None:
+            memory = GuestMemory(self.store.context, self._export(name).of.memory)
+            self._memories[name] = memory
+        return memory
 
-    def look_up(self, names: tuple[str, ...]) -> None:
+    def look_up(self, functions: tuple[str, ...], memory: str) -> None:
         """Find exports ahead of their use."""
-        for name in names:
-            self._export(name)
+        for name in functions:
+            self._function(name)
+        self.memory(memory)
 
     def _function(self, name: str) -> int:
-        return ctypes.addressof(self._export(name).of.func)
+        address = self._functions.get(name)
+        if address is None:
+            address = self._functions[name] = ctypes.addressof(self._export(name).of.func)
+        return address
 
     def _export(self, name: str) -> Any:
-        item = self._exports.get(name)
-        if item is None:
-            item = ffi.wasmtime_extern_t()
-            encoded = name.encode()
-            if not entry_points.instance_export_get(
-                self.store.context, self._place, encoded, len(encoded), ctypes.addressof(item)
-            ):
-                raise LookupError(f"the instance has no export {name!r}")
-            self._exports[name] = item
+        item = ffi.wasmtime_extern_t()
+        encoded = name.encode()
+        if not entry_points.instance_export_get(
+            self.store.context, self._place, encoded, len(encoded), ctypes.addressof(item)
+        ):
+            raise LookupError(f"the instance has no export {name!r}")
+        self._exports.append(item)
         return item
 
     def _settle(self, failure: Failure | None) -> None:

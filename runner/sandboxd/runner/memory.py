@@ -80,6 +80,5 @@ class GuestMemory:
 
 def _outside(what: str, pointer: int, length: int, size: int) -> Stop:
     return broke_abi(
-        f"{what} of {length} bytes at {pointer} reaches outside "
-        f"the guest's memory of {size} bytes"
+        f"{what} of {length} bytes at {pointer} reaches outside the guest's memory of {size} bytes"
     )
