@@ -8,7 +8,7 @@ whatever else the machine does falls on both.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -139,6 +139,6 @@ class Figure:
     title: str
     section: str
     unit: str
-    parts: Callable[[Stage], AsyncIterator[Part]]
+    parts: Callable[[Stage], AsyncGenerator[Part, None]]
     ratios: Sequence[Ratio] = ()
     axis: Axis | None = None

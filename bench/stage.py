@@ -112,6 +112,8 @@ class Stage:
         self.settings = settings
         self.layers: dict[str, str] = {}
         """Active layers of the daemons so far: name to what was verified."""
+        self.versions: dict[str, str] = {}
+        """Versions that only the daemon knows."""
 
     @contextlib.asynccontextmanager
     async def directory(self) -> AsyncIterator[Path]:
@@ -132,13 +134,16 @@ class Stage:
             async with process(command, directory / "log", "listens on") as running:
                 daemon = Daemon(socket, running.pid)
                 try:
-                    await self._note_layers(daemon)
+                    await self._note(daemon)
                     yield daemon
                 finally:
                     await daemon.close()
 
-    async def _note_layers(self, daemon: Daemon) -> None:
-        for layer in (await daemon.status()).layers:
+    async def _note(self, daemon: Daemon) -> None:
+        status = await daemon.status()
+        self.versions["sandboxd"] = status.version
+        self.versions["engine"] = status.engine_version
+        for layer in status.layers:
             if layer.active:
                 self.layers[layer.name] = layer.detail
 
