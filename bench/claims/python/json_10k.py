@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import TypeAlias
 
-Tree: TypeAlias = "None | bool | float | str | list[Tree] | dict[str, Tree]"
+Tree: TypeAlias = "bool | float | str | list[Tree] | dict[str, Tree] | None"
 
 _MASK = 0xFFFFFFFF
 _SPACE = frozenset(b" \t\n\r")
