@@ -51,8 +51,10 @@ async def throughput(
 
     The clock starts when as many calls have ended as are in flight: all of them started together,
     which no later ones do. It stops with the last call that ended in time; those still in flight
-    then are awaited, not counted.
+    then are awaited, not counted. Counted are at least twice as many as are in flight: they end in
+    bursts, and fewer would measure a burst.
     """
+    min_calls = max(min_calls, 2 * len(calls))
     ended = counted = 0
     start = last = 0.0
 

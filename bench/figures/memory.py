@@ -44,8 +44,8 @@ async def _memory(stage: Stage) -> AsyncGenerator[Part, None]:
     yield _breakdown(spare, bound)
     yield Note(
         f"{len(bound)} runners, each bound to a module of its own and idle after {_CALLS} calls, "
-        f"and {len(spare)} spares. The proportional set size divides a page by the number of processes "
-        "that share it; what is a runner's alone is what one more of them costs."
+        f"and {len(spare)} spares. The proportional set size divides a page by the number of "
+        "processes that share it; what is a runner's alone is what one more of them costs."
     )
 
 

@@ -12,6 +12,8 @@ from bench.spread import spread
 
 NAME = "performance.md"
 FOLDER = "performance"
+OTHERS = "others"
+"""Where sections go that have no place of their own."""
 # A comparison of fewer sides is told by its ratio.
 _FEWEST_BARS = 3
 
@@ -29,19 +31,24 @@ def write(results: Results, docs: Path) -> list[Path]:
     for figure in results.figures:
         sections.setdefault(figure.section, []).append(figure)
     parts = {"machine": _machine(results), "goals": _goals(results)}
+    before = document.read_text(encoding="utf-8")
+    places = markers.names(before)
     for section, figures in sections.items():
-        parts[section] = "\n\n".join(_figure(figure) for figure in figures)
-    written = markers.replace(document.read_text(encoding="utf-8"), parts)
-    paths = _write_charts(results, docs / FOLDER)
+        place = section if section in places else OTHERS
+        told = "\n\n".join(_figure(figure) for figure in figures)
+        parts[place] = f"{parts[place]}\n\n{told}" if place in parts else told
+    written = markers.replace(before, parts)
+    paths = _write_charts(results, docs / FOLDER, written)
     results_module.write(results, docs / FOLDER / "results.json")
     document.write_text(written, encoding="utf-8")
     return [document, docs / FOLDER / "results.json", *paths]
 
 
-def _write_charts(results: Results, folder: Path) -> list[Path]:
+def _write_charts(results: Results, folder: Path, document: str) -> list[Path]:
     folder.mkdir(exist_ok=True)
-    for stale in folder.glob("*.svg"):
-        stale.unlink()
+    for chart_file in folder.glob("*.svg"):
+        if chart_file.name not in document:
+            chart_file.unlink()
     paths: list[Path] = []
     for figure in results.figures:
         drawn = draw(figure)
