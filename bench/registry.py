@@ -8,7 +8,17 @@ import importlib.util
 from bench.figure import Figure, Settings
 
 # Each exposes `figures(settings) -> list[Figure]`.
-MODULES: tuple[str, ...] = ("bench.claims",)
+MODULES: tuple[str, ...] = (
+    "bench.figures.calls",
+    "bench.figures.processor",
+    "bench.figures.fresh",
+    "bench.figures.speed",
+    "bench.figures.payload",
+    "bench.figures.hangs",
+    "bench.figures.memory",
+    "bench.figures.scaling",
+    "bench.claims",
+)
 
 
 def all_figures(settings: Settings) -> list[Figure]:

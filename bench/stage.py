@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from grpc import aio
 
@@ -45,8 +45,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 class Endpoint:
     """A gRPC server on a unix socket that has the method Execute."""
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, pid: int) -> None:
         self.target = f"unix:{socket}"
+        self.pid = pid
         self._channels: list[aio.Channel] = []
 
     def channel(self) -> aio.Channel:
@@ -57,7 +58,7 @@ class Endpoint:
 
     def stub(self) -> SandboxServiceAsyncStub:
         """Return an asyncio stub on a connection of its own."""
-        return cast("SandboxServiceAsyncStub", sandbox_pb2_grpc.SandboxServiceStub(self.channel()))
+        return sandbox_pb2_grpc.SandboxServiceStub(self.channel())
 
     async def close(self) -> None:
         """Close the connections."""
@@ -69,8 +70,7 @@ class Daemon(Endpoint):
     """A running daemon."""
 
     def __init__(self, socket: Path, pid: int) -> None:
-        super().__init__(socket)
-        self.pid = pid
+        super().__init__(socket, pid)
         channel = self.channel()
         self._modules = module_pb2_grpc.ModuleServiceStub(channel)
         self._admin = admin_pb2_grpc.AdminServiceStub(channel)
@@ -85,7 +85,7 @@ class Daemon(Endpoint):
             module_pb2.PushRequest(chunk=wasm[at : at + _CHUNK_BYTES])
             for at in range(0, len(wasm), _CHUNK_BYTES)
         ]
-        return cast("module_pb2.PushResponse", await self._modules.Push(iter(parts)))
+        return await self._modules.Push(iter(parts))
 
     async def delete(self, digest: str) -> None:
         """Delete a module."""
@@ -93,8 +93,7 @@ class Daemon(Endpoint):
 
     async def status(self) -> admin_pb2.GetStatusResponse:
         """Return what the daemon says about itself."""
-        response = await self._admin.GetStatus(admin_pb2.GetStatusRequest())
-        return cast("admin_pb2.GetStatusResponse", response)
+        return await self._admin.GetStatus(admin_pb2.GetStatusRequest())
 
     async def wait_for_spares(self, count: int) -> None:
         """Wait until so many runners are ready and none is on its way."""
@@ -156,20 +155,12 @@ async def process(
 
     Raises RuntimeError, with the log, if it never does.
     """
-    with log.open("wb") as output:
-        running = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd=ROOT,
-            start_new_session=True,
-        )
+    running = _start(command, log)
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
-        while ready not in log.read_text(errors="replace"):
+        while ready not in (said := _read(log)):
             if running.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{command[2]} did not start:\n{log.read_text(errors='replace')}")
+                raise RuntimeError(f"{command[2]} did not start:\n{said}")
             await asyncio.sleep(0.02)
         yield running
     finally:
@@ -179,6 +170,22 @@ async def process(
         except subprocess.TimeoutExpired:
             running.kill()
             running.wait()
+
+
+def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+
+
+def _read(log: Path) -> str:
+    return log.read_text(errors="replace")
 
 
 def completed(response: sandbox_pb2.ExecuteResponse) -> sandbox_pb2.ExecuteResponse:

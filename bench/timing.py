@@ -9,7 +9,6 @@ import asyncio
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from itertools import repeat
 
 MIN_CALLS = 3
 
@@ -50,32 +49,31 @@ async def throughput(
 ) -> float:
     """Keep as many calls in flight as there are `calls`; return how many ended per second.
 
-    Counted are the calls that ended before the time was up; those still in flight then are awaited,
-    not counted. Where calls are slow the time is extended until `min_calls` have ended.
+    The clock starts when as many calls have ended as are in flight: all of them started together,
+    which no later ones do. It stops with the last call that ended in time; those still in flight
+    then are awaited, not counted. Counted are at least twice as many as are in flight: they end in
+    bursts, and fewer would measure a burst.
     """
-    start = time.perf_counter()
-    end = start + seconds
-    ended = 0
-    last = start
+    min_calls = max(min_calls, 2 * len(calls))
+    ended = counted = 0
+    start = last = 0.0
+
+    def over() -> bool:
+        return counted >= min_calls and time.perf_counter() >= start + seconds
 
     async def worker(call: Callable[[], Awaitable[object]]) -> None:
-        nonlocal ended, last
-        while time.perf_counter() < end or ended < min_calls:
+        nonlocal ended, counted, start, last
+        while not over():
             await call()
-            now = time.perf_counter()
-            if now <= end or ended < min_calls:
-                ended += 1
-                last = now
+            ended += 1
+            if ended == len(calls):
+                start = time.perf_counter()
+            elif ended > len(calls) and not over():
+                counted += 1
+                last = time.perf_counter()
 
     await asyncio.gather(*map(worker, calls))
-    return ended / (max(end, last) - start)
-
-
-async def throughput_of(
-    call: Callable[[], Awaitable[object]], in_flight: int, seconds: float
-) -> float:
-    """Keep `in_flight` calls of one kind in flight; return how many ended per second."""
-    return await throughput(list(repeat(call, in_flight)), seconds)
+    return counted / (last - start)
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
