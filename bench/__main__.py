@@ -107,7 +107,7 @@ async def _run(figures: list[Figure], settings: Settings) -> results.Results:
 
 
 def _stop_cleanly() -> None:
-    """On SIGINT and SIGTERM, end what was started; as a background job Python ignores the former."""
+    """On SIGINT and SIGTERM end what was started; a job in the background ignores the former."""
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
