@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import signal
 import sys
 import time
 from pathlib import Path
@@ -51,7 +52,10 @@ def main(
     if unknown:
         raise click.BadParameter(f"no such figure: {', '.join(sorted(unknown))}; see --list")
     chosen = [figure for figure in figures if not only or figure.name in only]
-    found = asyncio.run(_run(chosen, settings))
+    try:
+        found = asyncio.run(_run(chosen, settings))
+    except asyncio.CancelledError:
+        raise click.Abort from None
     results.write(found, json_path)
     click.echo(text.summary(found))
     sys.exit(any(figure.error for figure in found.figures))
@@ -74,6 +78,7 @@ def report(json_path: Path) -> None:
 
 async def _run(figures: list[Figure], settings: Settings) -> results.Results:
     stage = Stage(settings)
+    _stop_cleanly()
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     started_at = time.monotonic()
     load_before = machine.load()
@@ -99,6 +104,14 @@ async def _run(figures: list[Figure], settings: Settings) -> results.Results:
         layers=stage.layers,
         figures=found,
     )
+
+
+def _stop_cleanly() -> None:
+    """On SIGINT and SIGTERM end what was started; a job in the background ignores the former."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 
 def _say(line: str) -> None:

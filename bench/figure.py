@@ -27,7 +27,7 @@ class Settings:
     """Seconds that one block should take; a block of slow calls makes at least a few."""
 
 
-FULL = Settings(quick=False, rounds=15, block_s=0.4)
+FULL = Settings(quick=False, rounds=10, block_s=0.4)
 QUICK = Settings(quick=True, rounds=3, block_s=0.1)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import wasmtime
 
 PAGE_BYTES = 65_536
+Make = Callable[[int], bytes]
 _MAGIC = b"\0asm\x01\0\0\0"
 
 # `alloc` hands out memory upwards and grows it as need be; nothing is ever freed, as every call has

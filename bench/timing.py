@@ -6,6 +6,7 @@ All of them run for a given time and at least a given number of calls, and retur
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -78,5 +79,6 @@ async def throughput(
 
 def percentile(samples: Sequence[float], share: float) -> float:
     """Return the value that `share` (0 to 1) of the samples do not exceed, by nearest rank."""
-    ordered = sorted(samples)
-    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
+    # The share is rarely exact in binary: 0.99 of 100 is a little more than 99.
+    rank = math.ceil(share * len(samples) - 1e-9)
+    return sorted(samples)[max(rank, 1) - 1]

@@ -165,7 +165,7 @@ def figures(settings: Settings) -> list[Figure]:
             SECTION,
             "s",
             _modules,
-            [Ratio("bound p50 with 1,000 modules / with one", _MANY, _ONE, at_most(1.1))],
+            [Ratio("bound p50, so many modules stored / one", _MANY, _ONE, at_most(1.1))],
             Axis("modules stored"),
         ),
         Figure(

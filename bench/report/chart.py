@@ -15,9 +15,10 @@ from bench.spread import Spread
 Write = Callable[[float], str]
 
 WIDTH, HEIGHT = 720, 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 78, 16, 40, 74
+_LEFT, _RIGHT, _TOP, _BOTTOM = 78, 36, 40, 74
 _BAR, _GAP = 22, 10
-_LABELS = 230
+# Of a letter, at most: how wide a label gets depends on the reader's fonts.
+_LETTER = 7.2
 # Okabe and Ito: told apart by people who see colours differently, too.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _MARKS = ("circle", "square", "diamond")
@@ -76,14 +77,15 @@ def bars(title: str, x_label: str, values: Sequence[Bar], write: Write) -> str:
     bottom = _TOP + len(values) * (_BAR + _GAP) + _GAP
     height = bottom + 44
     found = [bar.summary for bar in values if bar.summary is not None]
-    scale = fit([v for s in found for v in (s.low, s.high)], _LABELS, WIDTH - _RIGHT - 70)
+    left = 16 + _LETTER * max(len(bar.name) for bar in values)
+    scale = fit([v for s in found for v in (s.low, s.high)], left, WIDTH - _RIGHT - 60)
     parts = [_text(12, 22, title, "title")]
     for tick in scale.ticks():
         at = scale.place(tick)
         parts.append(f'<path class="grid" d="M{at:.1f} {_TOP}V{bottom}"/>')
         parts.append(_text(at, bottom + 16, write(tick), "middle"))
     note = " (logarithmic)" if scale.logarithmic else ""
-    parts.append(_text((_LABELS + WIDTH) / 2, bottom + 36, x_label + note, "middle"))
+    parts.append(_text((left + WIDTH) / 2, bottom + 36, x_label + note, "middle"))
     for index, bar in enumerate(values):
         parts += _bar(bar, scale, _TOP + _GAP + index * (_BAR + _GAP), index, write)
     return _svg(WIDTH, height, title, parts)
@@ -117,9 +119,9 @@ def _line(line: Series, x: Scale, y: Scale, index: int) -> list[str]:
 def _bar(bar: Bar, scale: Scale, top: float, index: int, write: Write) -> list[str]:
     colour = COLOURS[index % len(COLOURS)]
     middle = top + _BAR / 2
-    parts = [_text(_LABELS - 8, middle + 4, bar.name, "end")]
+    parts = [_text(scale.start - 8, middle + 4, bar.name, "end")]
     if bar.summary is None:
-        return [*parts, _text(_LABELS + 6, middle + 4, f"not measured: {bar.note}", "weak")]
+        return [*parts, _text(scale.start + 6, middle + 4, f"not measured: {bar.note}", "weak")]
     low, at, high = (
         scale.place(value) for value in (bar.summary.low, bar.summary.median, bar.summary.high)
     )
@@ -127,8 +129,8 @@ def _bar(bar: Bar, scale: Scale, top: float, index: int, write: Write) -> list[s
         parts.append(_mark(at, middle, index))
     else:
         parts.append(
-            f'<rect fill="{colour}" opacity=".8" x="{_LABELS}" y="{top:.1f}" '
-            f'width="{max(at - _LABELS, 1):.1f}" height="{_BAR}"/>'
+            f'<rect fill="{colour}" opacity=".8" x="{scale.start:.1f}" y="{top:.1f}" '
+            f'width="{max(at - scale.start, 1):.1f}" height="{_BAR}"/>'
         )
     parts.append(f'<path class="whisker" d="M{low:.1f} {middle:.1f}H{high:.1f}"/>')
     return [*parts, _text(max(high, at) + 9, middle + 4, write(bar.summary.median))]

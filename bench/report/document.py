@@ -133,7 +133,7 @@ def _goals(results: Results) -> str:
     for figure in results.figures:
         for ratio in figure.ratios:
             if ratio.bound is not None:
-                says = f"[{ratio.says}](#{figure.name})"
+                says = f"[{text.name(ratio, figure)}](#{figure.name})"
                 rows.append((says, *_ratio_cells(ratio), str(ratio.bound), text.verdict(ratio)))
     return _table(("ratio", "median", "quartiles", "goal", ""), rows)
 
@@ -162,8 +162,7 @@ def _figure(figure: FigureResult) -> str:
 def _ratio_table(figure: FigureResult) -> str:
     rows = []
     for ratio in figure.ratios:
-        where = text.position(ratio.x, figure.axis_is_binary)
-        says = f"{ratio.says}, at {where}" if where else ratio.says
+        says = text.name(ratio, figure)
         goal = f"{ratio.bound}: {text.verdict(ratio)}" if ratio.bound is not None else ""
         rows.append((says, *_ratio_cells(ratio), goal))
     return _table(("ratio", "median", "quartiles", "goal"), rows)

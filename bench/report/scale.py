@@ -9,6 +9,8 @@ from dataclasses import dataclass
 # A linear axis from 0 would flatten what spans more than this.
 _LOG_FROM = 15.0
 _MOST_TICKS = 9
+# So few decades have room for ticks at 1, 2 and 5.
+_FEW_DECADES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +40,11 @@ class Scale:
         return [0.0, *ticks[1:]] if self.zero else ticks
 
     def _powers(self) -> list[float]:
-        first = round(math.log(self.low, self.base))
-        last = round(math.log(self.high, self.base))
+        first = math.floor(math.log(self.low, self.base) + 1e-9)
+        last = math.ceil(math.log(self.high, self.base) - 1e-9)
         step = max(1, math.ceil((last - first + 1) / _MOST_TICKS))
         ticks = [float(self.base) ** power for power in range(first, last + 1, step)]
-        if self.base == 10 and last - first <= 2:
+        if self.base == 10 and last - first <= _FEW_DECADES:
             ticks = [tick * times for tick in ticks for times in (1, 2, 5)]
         return [tick for tick in ticks if self.low * 0.999 <= tick <= self.high * 1.001]
 

@@ -41,7 +41,9 @@ def position(x: float | None, binary: bool) -> str:
     """Write where on a curve."""
     if x is None:
         return ""
-    return size(x) if binary else f"{x:,g}"
+    if binary:
+        return size(x)
+    return f"{x / 1e6:g} M" if x >= 1e6 else f"{x:,.0f}"
 
 
 def verdict(ratio: RatioResult) -> str:
@@ -53,6 +55,12 @@ def verdict(ratio: RatioResult) -> str:
             return "missed"
         case None:
             return "not measured" if ratio.goal is not None else ""
+
+
+def name(ratio: RatioResult, figure: FigureResult) -> str:
+    """Call a ratio by its name and its place on the curve."""
+    where = position(ratio.x, figure.axis_is_binary)
+    return f"{ratio.says}, at {where}" if where else ratio.says
 
 
 def spread_of(side: SideResult, unit: str) -> str:
@@ -78,8 +86,7 @@ def figure_lines(figure: FigureResult) -> Iterable[str]:
         if ratio.spread is not None:
             value = f"{digits(ratio.spread.median)} ({between(ratio.spread)})"
         goal = f"  goal {ratio.bound}: {verdict(ratio)}" if ratio.bound is not None else ""
-        where = f" at {position(ratio.x, binary)}" if ratio.x is not None else ""
-        yield f"{ratio.says}{where}: {value}{goal}"
+        yield f"{name(ratio, figure)}: {value}{goal}"
     for point in figure.points:
         where = f"{position(point.x, binary)}: " if point.x is not None else ""
         for side in point.sides:
@@ -100,7 +107,8 @@ def summary(results: Results) -> str:
             if ratio.bound is None:
                 continue
             value = digits(ratio.spread.median) if ratio.spread is not None else "-"
-            lines.append(f"{value:>8}  {ratio.bound!s:>7}  {verdict(ratio):12}  {ratio.says}")
+            says = name(ratio, figure)
+            lines.append(f"{value:>8}  {ratio.bound!s:>7}  {verdict(ratio):12}  {says}")
         if figure.error:
             lines.append(f"  FAILED  {figure.name}: {figure.error}")
     machine = results.machine
