@@ -125,7 +125,7 @@ async def add_node(sides: Sides, work: Work, path: Path) -> None:
 
 
 async def add_python(sides: Sides, work: Work, path: Path) -> None:
-    """Add plain Python, what Python brings, if it does, and a process for each call."""
+    """Add plain Python; and what Python brings, if it does, in a process for each call as well."""
 
     script = str(tools.HERE / "python" / "peer.py")
 
@@ -135,10 +135,9 @@ async def add_python(sides: Sides, work: Work, path: Path) -> None:
 
     await sides.peer({PYTHON: "run"}, lambda: [*command("plain"), "serve"])
     built_in = python_side(work)
-    if built_in is not None:
+    if built_in is not None:  # or else the work takes a second, and a start is lost in it
         await sides.peer({built_in: "run"}, lambda: [*command("builtin"), "serve"])
-    variant = "plain" if built_in is None else "builtin"
-    sides.program(PYTHON_SPAWNED, lambda: command(variant), from_hex)
+        sides.program(PYTHON_SPAWNED, lambda: command("builtin"), from_hex)
 
 
 def from_hex(output: bytes) -> bytes:
@@ -156,20 +155,18 @@ def _ratios(work: Work) -> list[Ratio]:
         Ratio("Execute over plain JavaScript in a loop", of=EXECUTE, to=NODE),
         Ratio("Execute over plain Python in a loop", of=EXECUTE, to=PYTHON),
     ]
-    for side in (node_side(work), python_side(work)):
-        if side is not None:
-            found.append(Ratio(f"Execute over {side}", of=EXECUTE, to=side))
-    found += [
-        Ratio(f"Execute over {side}", of=EXECUTE, to=side)
-        for side in (NATIVE_SPAWNED, NODE_SPAWNED, PYTHON_SPAWNED)
-    ]
+    built_in = python_side(work)
+    others = [node_side(work), built_in, NATIVE_SPAWNED, NODE_SPAWNED, built_in and PYTHON_SPAWNED]
+    found += [Ratio(f"Execute over {side}", of=EXECUTE, to=side) for side in others if side]
     return found
 
 
 def _note(work: Work) -> str:
-    node = _NODE_BUILT_IN.get(work.name, "plain JavaScript: Node.js has nothing built in")
-    python = _PYTHON_BUILT_IN.get(work.name, "plain Python: the library has nothing built in")
-    return (
+    said = (
         "All sides got the same input and gave the same answer. The native program is the guest's "
-        f"source with the guest's flags. A process per call does {node} and {python}."
+        "source with the guest's flags. "
     )
+    node, python = _NODE_BUILT_IN.get(work.name), _PYTHON_BUILT_IN.get(work.name)
+    if node is None or python is None:
+        return said + "Node.js and Python bring nothing that resizes, so there is plain code only."
+    return said + f"A process per call of Node.js uses {node}, one of Python {python}."

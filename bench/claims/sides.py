@@ -13,7 +13,7 @@ from bench.timing import median_async, median_sync, samples_async
 from sandboxd.v1 import sandbox_pb2
 
 # More rounds would cost a run minutes: a figure here has up to twelve sides.
-ROUNDS = 7
+ROUNDS = 5
 
 EXECUTE = "sandboxd Execute, at the client"
 RUNNER = "sandboxd runner, by its own clock"
