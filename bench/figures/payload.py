@@ -22,7 +22,7 @@ MIB = 1 << 20
 # Two keep both processors busy; more of 16 MiB each measure how memory is allocated.
 _IN_FLIGHT = 2
 _SIZES = (0, 64, 1 << 10, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24)
-_QUICK_SIZES = (64, 1 << 14, 1 << 18, 1 << 20, 1 << 24)
+_QUICK_SIZES = (64, 1 << 16, 1 << 20, 1 << 24)
 _ROOM = 17 * MIB
 # What lets 16 MiB through; all other settings are the defaults.
 _FLAGS = ("--max-message=17MiB", "--max-output=17MiB", "--default-output=17MiB")
