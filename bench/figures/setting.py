@@ -17,9 +17,9 @@ SANDBOXD = "sandboxd"
 ECHO = "bare echo"
 ECHO_DAEMON_OPTIONS = "bare echo, daemon's channel options"
 INPUT = b"x" * 64
-# The daemon lets a connection have 256 calls at once (configuration.server_options), and counts those
-# that it has answered and not yet forgotten: a busy one refuses calls when more than about half as
-# many are in flight.
+# The daemon lets a connection have 256 calls at once (configuration.server_options), and counts
+# those that it has answered and not yet forgotten: a busy one refuses calls when more than about
+# half as many are in flight.
 CALLS_PER_CONNECTION = 100
 
 
