@@ -22,7 +22,9 @@ MIB = 1 << 20
 # Two keep both processors busy; more of 16 MiB each measure how memory is allocated.
 _IN_FLIGHT = 2
 _SIZES = (0, 64, 1 << 10, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24)
-_QUICK_SIZES = (64, 1 << 14, 1 << 18, 1 << 20, 1 << 24)
+_QUICK_SIZES = (64, 1 << 16, 1 << 20, 1 << 24)
+# Blocks of these take seconds.
+_LARGE_BYTES, _LARGE_ROUNDS = 4 * MIB, 5
 _ROOM = 17 * MIB
 # What lets 16 MiB through; all other settings are the defaults.
 _FLAGS = ("--max-message=17MiB", "--max-output=17MiB", "--default-output=17MiB")
@@ -55,6 +57,7 @@ async def _curve(stage: Stage) -> AsyncGenerator[Part, None]:
                     sides.rate(ECHO, calls(it.echo, request, _IN_FLIGHT), seconds),
                 ],
                 x=size,
+                rounds=_LARGE_ROUNDS if size >= _LARGE_BYTES else None,
             )
     yield Note(f"The daemon ran with `{' '.join(_FLAGS)}`, the echo with room for {_ROOM} bytes.")
     async for note in _refusals(stage):

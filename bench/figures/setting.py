@@ -17,8 +17,10 @@ SANDBOXD = "sandboxd"
 ECHO = "bare echo"
 ECHO_DAEMON_OPTIONS = "bare echo, daemon's channel options"
 INPUT = b"x" * 64
-# A connection takes 256 calls at once (configuration.server_options); more of them share the calls.
-CALLS_PER_CONNECTION = 200
+# The daemon lets a connection have 256 calls at once (configuration.server_options), and counts
+# those that it has answered and not yet forgotten: a busy one refuses calls when more than about
+# half as many are in flight.
+CALLS_PER_CONNECTION = 100
 
 
 @dataclass(frozen=True, slots=True)
