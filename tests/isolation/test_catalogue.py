@@ -54,7 +54,7 @@ def test_every_layer_has_a_reason_and_a_remedy(name: str) -> None:
 
 def test_the_catalogue_is_in_the_order_in_which_layers_are_taken() -> None:
     takers = [layer.taker for layer in catalogue.LAYERS]
-    assert takers == sorted(takers, key=["zygote", "child", "loaded runner"].index)
+    assert takers == sorted(takers, key=["supervisor", "zygote", "child", "loaded runner"].index)
     assert [layer.name for layer in catalogue.LAYERS if layer.taker == "child"] == [
         *dict.fromkeys(step.layer for step in lockdown.STEPS)
     ]

@@ -22,7 +22,9 @@ from sandboxd.supervisor.zygote import ChildLimits, Zygote
 from sandboxd.v1 import call_pb2
 from sandboxd.wire.v1 import control_pb2, runner_pb2
 
-LIMITS = ChildLimits(data_bytes=1 << 20, cpu_seconds=1, file_size_bytes=1 << 20, processes=1)
+LIMITS = ChildLimits(
+    data_bytes=1 << 20, cpu_seconds=1, file_size_bytes=1 << 20, shared_bytes=0, processes=1
+)
 MAX_OUTPUT_BYTES = 64 * 1024
 ENGINE = EngineIdentity("50.0.0", "aa", "bb", "cc")
 

@@ -5,6 +5,7 @@ Nothing is imported and no file is opened after the fork; the lock-down allows n
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -21,6 +22,7 @@ from sandboxd.runner.guest import ArtifactError, Guest
 from sandboxd.runner.isolation import kernel
 from sandboxd.runner.isolation.layers import MDWE, SECCOMP_SEALED, IsolationError, LayerState
 from sandboxd.runner.isolation.lockdown import ChildPolicy, Plan, lock_down, seal_after_load
+from sandboxd.runner.isolation.policy import INTERRUPT_FD, SOCKET_FD
 from sandboxd.runner.outbox import Outbox, Region
 from sandboxd.wire.v1 import control_pb2, runner_pb2
 
@@ -105,16 +107,18 @@ def _run_runner(
     fds: list[int],
     engines: Engines,
 ) -> int:
-    socket_fd, interrupt_fd, outbox_fd = fds
+    socket_fd, _interrupt_fd, outbox_fd = fds
     outbox = Outbox(outbox_fd)
-    channel = Channel(socket_fd)
+    socket_identity = os.fstat(socket_fd)
     threading.stack_size(_INTERRUPT_STACK_BYTES)
     try:
         states = lock_down(policy, plan)
     except IsolationError as error:
         failed = runner_pb2.Failed(message=str(error))
+        channel = Channel(_number_of(socket_identity, socket_fd))
         channel.send(runner_pb2.RunnerReply(failed=failed).SerializeToString())
         return EXIT_NOT_LOCKED
+    channel = Channel(SOCKET_FD)
     ready = runner_pb2.Ready(layers=layer_messages(states))
     channel.send(runner_pb2.RunnerReply(ready=ready).SerializeToString())
 
@@ -128,7 +132,7 @@ def _run_runner(
         sealed = seal_after_load(seal_required, core=not guest.uses_wasi)
         bound.layers.extend(layer_messages(sealed))
         # After the last filter: a thread inherits the filters of the one that starts it.
-        threading.Thread(target=_interrupt, args=(interrupt_fd, engine), daemon=True).start()
+        threading.Thread(target=_interrupt, args=(INTERRUPT_FD, engine), daemon=True).start()
     except (ArtifactError, IsolationError, OSError, MemoryError, RuntimeError) as error:
         bound.error = str(error) or type(error).__name__
         bound.failure = _bind_failure(error)
@@ -137,6 +141,14 @@ def _run_runner(
         return EXIT_NOT_LOCKED
     _serve(channel, guest, outbox)
     return EXIT_DONE
+
+
+def _number_of(socket_identity: os.stat_result, before: int) -> int:
+    """The socket's number in a lock-down that failed before or after it was moved."""
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.fstat(SOCKET_FD), socket_identity):
+            return SOCKET_FD
+    return before
 
 
 def _bind_failure(error: Exception) -> runner_pb2.BindFailure.ValueType:

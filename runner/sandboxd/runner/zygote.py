@@ -20,10 +20,11 @@ import sys
 from typing import NoReturn
 
 from sandboxd.runner import children, engine, engine_identity, preload
-from sandboxd.runner.isolation import catalogue, credentials, libffi, memfd, namespaces
+from sandboxd.runner.isolation import catalogue, credentials, ipc, libffi, memfd, namespaces
 from sandboxd.runner.isolation.layers import (
     EMPTY_ROOT,
     MEMFD_NOEXEC,
+    NO_IPC,
     ZYGOTE_CAPABILITIES,
     IsolationError,
     LayerState,
@@ -62,11 +63,12 @@ class Zygote:
         self._tasks_fd = os.open("/proc/self/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         layers = [layer]
         if layer.active:
+            layers.append(ipc.forbidden(required=NO_IPC in required))
             # A setting of the PID namespace; without one of our own it would be the host's.
             layers.append(memfd.refuse_executable(required=MEMFD_NOEXEC in required))
             layers.append(namespaces.enter_empty_root(required=EMPTY_ROOT in required))
         layers.append(credentials.limit_zygote(required=ZYGOTE_CAPABILITIES in required))
-        layers += _rehearse_sealing(required)
+        layers += _rehearse(required)
         self._planner = Planner()
         self._switchboard = Switchboard(control_fd)
         gc.collect()
@@ -128,7 +130,7 @@ class Zygote:
     def _take_slot(self, limits: control_pb2.ChildLimits) -> Slot | str:
         if isinstance(self._slots, str):
             return self._slots
-        return self._slots.take(limits.data_bytes, limits.file_size_bytes)
+        return self._slots.take(limits.data_bytes + limits.shared_bytes)
 
     def _policy(
         self, request: control_pb2.SpawnRequest, fds: list[int], cgroup: Slot | str
@@ -137,8 +139,9 @@ class Zygote:
         limits = request.limits
         return ChildPolicy(
             profile="compiler" if compiles else "runner",
+            keep_fds=frozenset(fds if compiles else ()),
             # The outbox is mapped before the lock-down and needs no descriptor after it.
-            keep_fds=frozenset(fds if compiles else fds[:2]),
+            moved_fds=() if compiles else tuple(fds[:2]),
             uid=request.uid,
             data_bytes=limits.data_bytes,
             cpu_seconds=limits.cpu_seconds,
@@ -174,12 +177,13 @@ class Zygote:
         self._switchboard.send(event.SerializeToString(), fd)
 
 
-def _rehearse_sealing(required: frozenset[str]) -> list[LayerState]:
+def _rehearse(required: frozenset[str]) -> list[LayerState]:
     """Have a child seal itself as a runner does after loading; no guest need be loaded to know.
 
-    Raises IsolationError if a required layer does not hold.
+    And try out what the supervisor does to its end of a child's socket. Raises IsolationError if a
+    required layer does not hold.
     """
-    states = [layer.probe(required) for layer in catalogue.SEALING]
+    states = [layer.probe(required) for layer in (catalogue.PASSING, *catalogue.SEALING)]
     for state in states:
         if state.name in required and not state.active:
             raise IsolationError(state.name, state.detail)

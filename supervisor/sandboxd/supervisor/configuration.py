@@ -128,10 +128,9 @@ def pool_config(settings: Settings) -> PoolConfig:
             data_bytes=settings.max_memory + settings.max_artifact + RUNNER_OVERHEAD_BYTES,
             # A backstop only: the supervisor's clock is the limit. It must never fire first.
             cpu_seconds=int(lifetime_s * RUNNER_THREADS) + 60,
-            # The engine's copy-on-write image of initial memory is a memory file.
-            file_size_bytes=max(
-                settings.max_memory, 4 * (settings.max_output + LOG_OVERHEAD_BYTES) + 64 * 1024
-            ),
+            # It writes no file: the outbox is mapped before the lock-down.
+            file_size_bytes=0,
+            shared_bytes=4 * (settings.max_output + LOG_OVERHEAD_BYTES) + 64 * 1024,
             processes=0,
         ),
     )
@@ -148,6 +147,7 @@ def compile_config(settings: Settings) -> CompileConfig:
             data_bytes=settings.compile_memory,
             cpu_seconds=max(1, settings.compile_cpu_time // 1000),
             file_size_bytes=settings.max_artifact,
+            shared_bytes=settings.max_artifact,
             processes=0,
         ),
     )

@@ -36,8 +36,9 @@ PRESETS: dict[str, frozenset[str]] = {
     # Inside a container that allows neither namespaces nor Landlock and is itself the outer wall.
     "container": _WALL,
 }
-# Beyond any preset: only root has the first, and the second must be delegated to the daemon.
-LAYERS = PRESETS["strict"] | {"memfd-noexec", "cgroup"}
+# Beyond any preset: only root has the first, the second must be delegated to the daemon, and the
+# others need a kernel of today.
+LAYERS = PRESETS["strict"] | {"memfd-noexec", "cgroup", "no-ipc", "no-passed-descriptors"}
 
 # What a runner applies after it has loaded its module, and reports then.
 AFTER_LOADING = frozenset({"mdwe", "seccomp-sealed"})

@@ -8,6 +8,7 @@ namespace the kernel has killed every child with it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -32,6 +33,8 @@ START_TIMEOUT_S = 30.0
 # Forking takes milliseconds. A zygote that has not forked for this long is stopped or broken.
 SPAWN_TIMEOUT_S = 3.0
 REAP_TIMEOUT_S = 5.0
+# asm-generic/socket.h, since Linux 6.16: whether a unix socket takes descriptors.
+SO_PASSRIGHTS = 83
 
 
 class ZygoteFailed(StartError):  # noqa: N818 - a state of the world
@@ -45,6 +48,7 @@ class ChildLimits:
     data_bytes: int
     cpu_seconds: int
     file_size_bytes: int
+    shared_bytes: int
     processes: int
 
 
@@ -83,6 +87,11 @@ class Zygote:
         """Layers that every runner applies after loading: the zygote has rehearsed them."""
         active = {layer.name for layer in self.layers if layer.active}
         return isolation.AFTER_LOADING & active
+
+    @property
+    def _refuses_descriptors(self) -> bool:
+        """Whether the kernel can keep a child from sending descriptors."""
+        return any(layer.name == "no-passed-descriptors" and layer.active for layer in self.layers)
 
     @property
     def has_slot(self) -> bool:
@@ -131,7 +140,7 @@ class Zygote:
         """
         if not self.has_slot:
             raise faults.ZygoteLost("no process can be started now; retry", retry_after_s=0.5)
-        ours, fds = _open_pair(passed)
+        ours, fds = _open_pair(passed, self._refuses_descriptors)
         # Nothing below fails: what was taken is given back when the child ends.
         uid = self._free_uids.popleft() if self._slots else 0
         child = Child(self._next_id, ours, uid)
@@ -145,6 +154,7 @@ class Zygote:
                 data_bytes=limits.data_bytes,
                 cpu_seconds=limits.cpu_seconds,
                 file_size_bytes=limits.file_size_bytes,
+                shared_bytes=limits.shared_bytes,
                 processes=limits.processes,
             ),
         )
@@ -232,12 +242,14 @@ class Zygote:
             return -signal.SIGKILL
 
 
-def _open_pair(passed: Sequence[int]) -> tuple[socket.socket, list[int]]:
+def _open_pair(passed: Sequence[int], refuse_descriptors: bool) -> tuple[socket.socket, list[int]]:
     """Return our end of a child's socket, and what goes to the child: its end and copies."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     fds = [theirs.detach()]
     try:
         ours.setblocking(False)
+        if refuse_descriptors:
+            _refuse_descriptors(ours)
         for fd in passed:
             fds.append(os.dup(fd))
     except OSError:
@@ -245,6 +257,13 @@ def _open_pair(passed: Sequence[int]) -> tuple[socket.socket, list[int]]:
         close_all(fds)
         raise
     return ours, fds
+
+
+def _refuse_descriptors(ours: socket.socket) -> None:
+    """Have the kernel refuse a descriptor that a child sends us. Raises OSError."""
+    ours.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+    if ours.getsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS) != 0:
+        raise OSError(errno.ENOPROTOOPT, "SO_PASSRIGHTS does not read 0")
 
 
 def _nothing() -> None:

@@ -9,6 +9,8 @@ DESCRIPTORS: Final = "descriptors"
 SESSION: Final = "session"
 CGROUP: Final = "cgroup"
 NAMESPACES: Final = "namespaces"
+NO_IPC: Final = "no-ipc"
+NO_PASSED_DESCRIPTORS: Final = "no-passed-descriptors"
 MEMFD_NOEXEC: Final = "memfd-noexec"
 EMPTY_ROOT: Final = "empty-root"
 ZYGOTE_CAPABILITIES: Final = "zygote-capabilities"
@@ -50,6 +52,8 @@ SEAL_REQUIRED_DEFAULT: Final = frozenset({SECCOMP_SEALED})
 #: What each layer is for.
 REASONS: Final = {
     NAMESPACES: "no process, network, mount or IPC object of the host can be named",
+    NO_PASSED_DESCRIPTORS: "a child can send bytes to the supervisor, and no descriptor",
+    NO_IPC: "no shared memory or message queue outlives a child or escapes its limits",
     MEMFD_NOEXEC: "a memory file cannot be executed, so no code gets in as a program",
     EMPTY_ROOT: "there is no file to read, write or execute, and no user namespace to be made",
     ZYGOTE_CAPABILITIES: "whoever takes over the zygote gets three capabilities, not all of root's",
@@ -76,6 +80,11 @@ REMEDIES: Final = {
         "give the daemon a cgroup of its own with the memory and pids controllers (Delegate=yes "
         "and ProtectControlGroups=no in the unit, or systemd-run --property=Delegate=yes), and do "
         "not pass --cgroups=off"
+    ),
+    NO_PASSED_DESCRIPTORS: "needs Linux 6.16 (SO_PASSRIGHTS)",
+    NO_IPC: (
+        "start with namespaces, and /proc/sys writable; an ordinary user needs Linux 5.19 and a "
+        "second level of user namespaces"
     ),
     MEMFD_NOEXEC: "start as root, with namespaces, on Linux 6.3 or newer",
     ZYGOTE_CAPABILITIES: "start as root with CAP_SETPCAP, CAP_SETUID and CAP_SETGID",

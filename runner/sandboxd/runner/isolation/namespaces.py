@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
 from typing import Final
 
-from sandboxd.runner.isolation import kernel
+from sandboxd.runner.isolation import ipc, kernel
 from sandboxd.runner.isolation.layers import (
     EMPTY_ROOT,
     NAMESPACES,
@@ -52,8 +53,10 @@ def unshare(required: bool) -> LayerState:
     into a new PID namespace; without root, into a new user namespace first.
 
     The caller must have one thread. In the user namespace its own user and group id map to
-    themselves. If the host refuses, this process is unchanged: the attempt is made in a forked
-    child first. Then raises IsolationError if required, or returns the inactive state.
+    themselves. The IPC namespace can hold nothing, where the kernel lets its limits be set: that
+    is :func:`ipc.forbidden` to check. If the host refuses, this process is unchanged: the attempt
+    is made in a forked child first. Then raises IsolationError if required, or returns the
+    inactive state.
     """
     try:
         _try_in_child()
@@ -68,14 +71,32 @@ def unshare(required: bool) -> LayerState:
 
 def _enter() -> None:
     user, group = os.geteuid(), os.getegid()
-    flags = sum(_NAMESPACES.values())
+    before = _identities()
     if user == 0:
-        kernel.unshare(flags)
+        kernel.unshare(sum(_NAMESPACES.values()))
+        _forbid_ipc(before)
         return
-    kernel.unshare(flags | _CLONE_NEWUSER)
+    # Two user namespaces: the limits of an IPC namespace are user 0's, of the one that it was made
+    # in, to set. In the second one everybody is who they were, and has no say over the first.
+    kernel.unshare(_CLONE_NEWUSER | _NAMESPACES["ipc"])
     _write("/proc/self/setgroups", "deny")
-    _write("/proc/self/uid_map", f"{user} {user} 1")
-    _write("/proc/self/gid_map", f"{group} {group} 1")
+    _map(user, group, inside=(0, 0))
+    _forbid_ipc(before)
+    others = sum(flag for name, flag in _NAMESPACES.items() if name != "ipc")
+    kernel.unshare(_CLONE_NEWUSER | others)
+    _map(0, 0, inside=(user, group))
+
+
+def _map(user: int, group: int, inside: tuple[int, int]) -> None:
+    _write("/proc/self/uid_map", f"{inside[0]} {user} 1")
+    _write("/proc/self/gid_map", f"{inside[1]} {group} 1")
+
+
+def _forbid_ipc(before: dict[str, str]) -> None:
+    # CAVEAT: were the namespace still the old one, these limits would be the host's.
+    if _identity("ipc") != before["ipc"]:
+        with contextlib.suppress(OSError):
+            ipc.forbid()
 
 
 def _write(path: str, text: str) -> None:
@@ -88,13 +109,17 @@ def _write(path: str, text: str) -> None:
 
 
 def _identities() -> dict[str, str]:
-    return {name: str(Path(f"/proc/self/ns/{name}").readlink()) for name in _NAMESPACES}
+    return {name: _identity(name) for name in _NAMESPACES}
+
+
+def _identity(name: str) -> str:
+    return str(Path(f"/proc/self/ns/{name}").readlink())
 
 
 def _verify_entered(before: dict[str, str]) -> None:
     # The link pid_for_children cannot be read before the namespace has its first process.
     for name in before.keys() - {"pid_for_children"}:
-        if str(Path(f"/proc/self/ns/{name}").readlink()) == before[name]:
+        if _identity(name) == before[name]:
             raise NotInForceError(f"namespace {name} is still the old one")
 
 

@@ -145,15 +145,16 @@ class Slots:
         # Those of an earlier zygote may have something left in them.
         self._draining: list[Slot] = []
 
-    def take(self, data_bytes: int, file_size_bytes: int) -> Slot:
-        """Return an empty slot with its limits set. Raises OSError if there is none."""
+    def take(self, memory_bytes: int) -> Slot:
+        """Return an empty slot with its limits set: memory, and some slack for the rest of a
+        process. Raises OSError if there is none."""
         self._recover()
         while self._free:
             slot = self._free.pop()
             if slot.empty():
                 if slot.limits == (0, 0):
                     slot.count_kills()  # an earlier zygote's
-                slot.set_limits(data_bytes + file_size_bytes + MEMORY_SLACK_BYTES, self._threads)
+                slot.set_limits(memory_bytes + MEMORY_SLACK_BYTES, self._threads)
                 return slot
             self._draining.append(slot)
         raise OSError(0, "every cgroup slot is in use")
