@@ -26,7 +26,8 @@ from sandboxd.supervisor import faults
 from sandboxd.supervisor import pool as pool_module
 from sandboxd.supervisor.keys import Key
 from sandboxd.supervisor.lifecycle import State
-from sandboxd.supervisor.pool import MAX_OVERTAKEN, QueueDeadline
+from sandboxd.supervisor.line import QueueDeadline
+from sandboxd.supervisor.pool import MAX_OVERTAKEN
 from sandboxd.supervisor.runner import Runner
 from sandboxd.wire.v1 import runner_pb2
 
@@ -431,6 +432,7 @@ class PoolMachine(RuleBasedStateMachine):
     """Calls come, end, fail, are cancelled; runners die; nobody is forgotten or served twice."""
 
     CAPACITY, SPARES, QUEUE = 3, 1, 5
+    PATIENCE_S = 0.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -440,14 +442,24 @@ class PoolMachine(RuleBasedStateMachine):
         self.bench = self.do(self._make())
 
     async def _make(self) -> Bench:
-        return Bench(capacity=self.CAPACITY, spares=self.SPARES, queue_capacity=self.QUEUE)
+        return Bench(
+            capacity=self.CAPACITY,
+            spares=self.SPARES,
+            queue_capacity=self.QUEUE,
+            busy_per_module=1,
+            patience_s=self.PATIENCE_S,
+        )
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(work)
 
     async def _settle(self) -> None:
+        await asyncio.sleep(self.PATIENCE_S)
         await turn(10)
         self.waiting = [task for task in self.waiting if not task.done()]
+        for runner in self.working:
+            if runner.state is not State.BUSY:
+                self.bench.pool.release(runner, reusable=False)
         self.working = [runner for runner in self.working if runner.state is State.BUSY]
 
     async def _call(self, wanted: Key, fresh: bool) -> None:
@@ -480,6 +492,8 @@ class PoolMachine(RuleBasedStateMachine):
             self.working.remove(runner)
             if runner.state is State.BUSY:
                 self.bench.give_back(runner, clean)
+            else:
+                self.bench.pool.release(runner, reusable=False)
             if settle:
                 await self._settle()
 
@@ -550,3 +564,16 @@ class PoolMachine(RuleBasedStateMachine):
 
 PoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestPoolMachine = PoolMachine.TestCase
+
+
+class PatientPoolMachine(PoolMachine):
+    """The same where calls of a module wait for one another. The queue is never full."""
+
+    QUEUE = 1000
+    PATIENCE_S = 0.001
+
+
+PatientPoolMachine.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=30, deadline=None
+)
+TestPatientPoolMachine = PatientPoolMachine.TestCase

@@ -23,8 +23,9 @@ from sandboxd.supervisor.compilation import CompileService
 from sandboxd.supervisor.keys import Key, digest_of
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
+from sandboxd.supervisor.line import QueueDeadline
 from sandboxd.supervisor.memory_file import sealed_memory_file
-from sandboxd.supervisor.pool import Pool, QueueDeadline
+from sandboxd.supervisor.pool import Pool
 from sandboxd.supervisor.response import Responder
 from sandboxd.supervisor.runner import Answer, Death, Runner
 from sandboxd.supervisor.stats import Stats

@@ -9,11 +9,8 @@ The queue is first come, first served, with one exception: a runner that becomes
 first waiter for its own key, because anything else would cost a process. The exception is bounded:
 after `MAX_OVERTAKEN` such turns the first in line is served whatever it costs.
 
-Calls of one module share few processes. When as many of them are at work as the machine has
-processors, the next call waits a moment for one of those, although others may be free: more
-processes at once would only take turns, and push each other out of the caches. A moment is
-`patience_s`; if it passes in vain, calls of that module are long or they sleep, and for a while
-they do not wait.
+Before a call takes another process of its module, or joins the queue, it may wait a moment for one
+that is at work: see sharing.py.
 """
 
 from __future__ import annotations
@@ -24,31 +21,28 @@ import dataclasses
 import logging
 import os
 import random
-import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 
 from sandboxd.supervisor import faults
 from sandboxd.supervisor.alarms import Alarms
 from sandboxd.supervisor.keys import Key
 from sandboxd.supervisor.lifecycle import State
+from sandboxd.supervisor.line import Line, Waiter
 from sandboxd.supervisor.outbox import Outbox
 from sandboxd.supervisor.runner import Runner
+from sandboxd.supervisor.sharing import Module, Patience
 from sandboxd.supervisor.zygote import ChildLimits, Zygote
 from sandboxd.wire.v1 import control_pb2
 
 log = logging.getLogger(__name__)
 
 MAX_OVERTAKEN = 16
-_RESOLUTION_S = time.get_clock_info("monotonic").resolution
 # How much earlier than its maximum age or count a runner may be retired, at random, so that runners
 # started together do not all end together.
 JITTER = 0.2
 SWEEP_INTERVAL_S = 5.0
-# How long a module's calls do not wait for one another, after one of them waited in vain.
-SPREAD_S = 0.25
 # A runner that cannot even start is not asked for again at once.
 START_FAILURE_PAUSE_S = 0.5
 # Locking down takes milliseconds. A runner that is not ready by then is stopped or broken.
@@ -81,36 +75,6 @@ class PoolConfig:
     """How long it does, at most."""
 
 
-class QueueDeadline(Exception):  # noqa: N818 - an outcome of waiting
-    """The deadline passed while the call waited for a runner."""
-
-
-class _Waiter:
-    __slots__ = ("fresh", "future", "key", "overtaken")
-
-    def __init__(self, key: Key, fresh: bool, future: asyncio.Future[Runner]) -> None:
-        self.key = key
-        self.fresh = fresh
-        self.future = future
-        self.overtaken = 0
-
-
-class _Module:
-    """The runners bound to one key, and the calls that wait for one of them to be free."""
-
-    __slots__ = ("busy", "idle", "patient", "spread_until")
-
-    def __init__(self) -> None:
-        self.idle: list[Runner] = []
-        self.busy = 0
-        self.patient: deque[_Waiter] = deque()
-        self.spread_until = 0.0
-
-    @property
-    def unused(self) -> bool:
-        return not (self.idle or self.busy or self.patient)
-
-
 class Pool:
     """The runners of one daemon."""
 
@@ -121,7 +85,6 @@ class Pool:
         self._proof: asyncio.Future[str] | None = None
         self.started_total = 0
         self.ended_total = 0
-        self.refused_total = 0
         self.on_layers: Callable[[Iterable[control_pb2.IsolationLayer]], None] = _ignore
         self._loop = asyncio.get_running_loop()
         self._all: set[Runner] = set()
@@ -129,13 +92,10 @@ class Pool:
         self._alive = 0
         self._starting = 0
         self._spares: deque[Runner] = deque()
-        self._modules: dict[Key, _Module] = {}
+        self._modules: dict[Key, Module] = {}
         self._idle_order: OrderedDict[Runner, None] = OrderedDict()
-        self._waiters: OrderedDict[_Waiter, None] = OrderedDict()
-        self._waiters_by_key: dict[Key, OrderedDict[_Waiter, None]] = {}
-        # All patient waiters by when their patience ends, those served meanwhile included.
-        self._patience: deque[tuple[float, _Waiter]] = deque()
-        self._patience_timer: asyncio.TimerHandle | None = None
+        self._line = Line(config.queue_capacity)
+        self._patience = Patience(config.busy_per_module, config.patience_s, self._go_on)
         self._alarms = Alarms()
         self._paused_until = 0.0
         self._closed = False
@@ -151,8 +111,12 @@ class Pool:
     @property
     def queue_depth(self) -> int:
         """Calls that wait for a runner."""
-        patient = sum(not waiter.future.done() for _, waiter in self._patience)
-        return len(self._waiters) + patient
+        return len(self._line) + sum(1 for _ in self._patience)
+
+    @property
+    def refused_total(self) -> int:
+        """Calls that found the queue full."""
+        return self._line.refused_total
 
     def use_zygote(self, zygote: Zygote | None, processes: int) -> None:
         """Fork from this zygote from now on; None while there is none.
@@ -190,7 +154,7 @@ class Pool:
         if module is None:
             runner = self._take_spare()
             return runner and self._lease(runner, key)
-        if module.busy >= self.config.busy_per_module and self._shares(module):
+        if self._patience.advises_to_wait(module):
             return None
         if not module.idle:
             runner = self._take_spare()
@@ -201,15 +165,7 @@ class Pool:
         runner.leased_to = key
         return runner
 
-    def _shares(self, module: _Module) -> bool:
-        """Say whether the next call had better wait for one that is at work."""
-        return (
-            self.config.patience_s > 0
-            and module.busy >= self.config.busy_per_module
-            and time.monotonic() >= module.spread_until
-        )
-
-    def _take_idle(self, module: _Module) -> Runner | None:
+    def _take_idle(self, module: Module) -> Runner | None:
         if not module.idle:
             return None
         runner = module.idle.pop()
@@ -229,23 +185,24 @@ class Pool:
         runner.leased_to = key
         return runner
 
-    def _module(self, key: Key) -> _Module:
+    def _module(self, key: Key) -> Module:
         module = self._modules.get(key)
         if module is None:
-            module = self._modules[key] = _Module()
+            module = self._modules[key] = Module()
         return module
 
     async def acquire(self, key: Key, fresh: bool, deadline_at: float) -> Runner:
         """Wait for a runner. Raises `QueueDeadline`, `faults.QueueFull`, `faults.ShuttingDown`."""
         if self._closed:
             raise faults.ShuttingDown("the daemon is stopping", retry_after_s=1.0)
-        waiter = _Waiter(key, fresh, self._loop.create_future())
+        waiter = Waiter(key, fresh, self._loop.create_future())
         module = None if fresh else self._modules.get(key)
-        if module is not None and self._shares(module):
-            self._wait_patiently(waiter, module)
+        if module is not None and self._patience.advises_to_wait(module):
+            self._patience.wait(waiter, module)
         else:
-            self._enqueue(waiter)
-        alarm = self._alarms.set(deadline_at, partial(_expire, waiter))
+            self._line.join(waiter)
+            self.provision()
+        alarm = self._alarms.set(deadline_at, waiter.expire)
         try:
             return await waiter.future
         except asyncio.CancelledError:
@@ -256,91 +213,36 @@ class Pool:
             raise
         finally:
             self._alarms.cancel(alarm)
-            self._forget(waiter)
+            self._line.leave(waiter)
 
-    def _enqueue(self, waiter: _Waiter) -> None:
-        """Put a call in line. Raises `faults.QueueFull`."""
-        if len(self._waiters) >= self.config.queue_capacity:
-            self.refused_total += 1
-            raise faults.QueueFull(
-                f"{len(self._waiters)} calls are waiting already; retry later", retry_after_s=0.5
-            )
-        self._waiters[waiter] = None
-        self._waiters_by_key.setdefault(waiter.key, OrderedDict())[waiter] = None
-        self.provision()
-
-    # --- patience --------------------------------------------------------------------------------
-
-    def _wait_patiently(self, waiter: _Waiter, module: _Module) -> None:
-        module.patient.append(waiter)
-        ends_at = self._loop.time() + self.config.patience_s
-        self._patience.append((ends_at, waiter))
-        if self._patience_timer is None:
-            self._patience_timer = self._loop.call_at(ends_at, self._lose_patience)
-
-    def _first_patient(self, module: _Module) -> _Waiter | None:
-        while module.patient:
-            waiter = module.patient.popleft()
-            if not waiter.future.done():
-                return waiter
-        return None
-
-    def _lose_patience(self) -> None:
-        """Have those go on whose patience has ended, as if they had never waited."""
-        self._patience_timer = None
-        now = self._loop.time() + _RESOLUTION_S
-        while self._patience and self._patience[0][0] <= now:
-            _, waiter = self._patience.popleft()
-            if not waiter.future.done():
-                module = self._modules[waiter.key]
-                module.spread_until = now + SPREAD_S
-                module.patient.remove(waiter)
-                self._go_on(waiter, module)
-        if self._patience:
-            self._patience_timer = self._loop.call_at(self._patience[0][0], self._lose_patience)
-
-    def _go_on(self, waiter: _Waiter, module: _Module) -> None:
+    def _go_on(self, waiter: Waiter, module: Module) -> None:
+        """Do for a call that waited in vain what is done for others at once."""
         runner = self._take_idle(module) or self._take_spare()
         if runner is not None:
             self._serve(waiter, runner)
             return
         self._forget_module(waiter.key, module)
         try:
-            self._enqueue(waiter)
+            self._line.join(waiter)
         except faults.QueueFull as fault:
             waiter.future.set_exception(fault)
+        self.provision()
 
-    def _hurry(self, module: _Module) -> None:
+    def _hurry(self, module: Module) -> None:
         """One at work has ended for good: let one go on that waited for it."""
-        waiter = self._first_patient(module)
+        waiter = module.next_patient()
         if waiter is not None:
             self._go_on(waiter, module)
 
-    def _forget_module(self, key: Key, module: _Module) -> None:
+    def _forget_module(self, key: Key, module: Module) -> None:
         if module.unused:
             self._modules.pop(key, None)
 
-    def _forget(self, waiter: _Waiter) -> None:
-        if self._waiters.pop(waiter, _ABSENT) is _ABSENT:
-            return
-        same_key = self._waiters_by_key[waiter.key]
-        del same_key[waiter]
-        if not same_key:
-            del self._waiters_by_key[waiter.key]
-
-    def _serve(self, waiter: _Waiter, runner: Runner) -> None:
-        self._forget(waiter)
+    def _serve(self, waiter: Waiter, runner: Runner) -> None:
+        self._line.leave(waiter)
         if not waiter.fresh:
             self._lease(runner, waiter.key)
         waiter.future.set_result(runner)
-
-    def _first_waiter(self) -> _Waiter | None:
-        while self._waiters:
-            waiter = next(iter(self._waiters))
-            if not waiter.future.done():
-                return waiter
-            self._forget(waiter)
-        return None
 
     def release(self, runner: Runner, reusable: bool) -> None:
         """Take a runner back after a call. One that is not reusable, or is due, is killed.
@@ -370,24 +272,24 @@ class Pool:
             self._hurry(module)
             self._forget_module(key, module)
 
-    def _place_idle(self, runner: Runner, module: _Module) -> None:
+    def _place_idle(self, runner: Runner, module: Module) -> None:
         module.idle.append(runner)
         self._idle_order[runner] = None
 
-    def _hand_on(self, runner: Runner, module: _Module | None) -> None:
+    def _hand_on(self, runner: Runner, module: Module | None) -> None:
         """Give a runner that became free to whom it is due; else it is idle."""
         assert runner.key is not None
         if module is None:
             module = self._module(runner.key)
-        if not (self._waiters or module.patient):
+        if not (self._line or module.patient):
             self._place_idle(runner, module)
             return
-        first = self._first_waiter() if self._waiters else None
-        match: _Waiter | None = None
+        first = self._line.first()
+        match: Waiter | None = None
         if first is None or first.overtaken < MAX_OVERTAKEN:
-            match = self._first_patient(module) if module.patient else None
+            match = module.next_patient()
         if match is None and first is not None:
-            match = self._first_match(runner.key)
+            match = self._line.first_for(runner.key)
             if match is not first and first.overtaken >= MAX_OVERTAKEN:
                 match = None
         if match is None:
@@ -398,14 +300,6 @@ class Pool:
         if first is not None:
             first.overtaken += match is not first
         self._serve(match, runner)
-
-    def _first_match(self, key: Key) -> _Waiter | None:
-        for waiter in self._waiters_by_key.get(key, ()):
-            if not waiter.future.done():
-                # A call that wants a fresh process never takes a used one, nor do those behind it
-                # overtake it for longer than anybody else.
-                return None if waiter.fresh else waiter
-        return None
 
     def retire(self, runner: Runner) -> None:
         """Kill a runner, wherever it is, and make up for it."""
@@ -431,7 +325,7 @@ class Pool:
         """Ask for as many runners as spares and waiters need and the capacity allows."""
         if self._closed or self._zygote is None or self._loop.time() < self._paused_until:
             return
-        wanted = max(self.config.spares, len(self._waiters)) - len(self._spares) - self._starting
+        wanted = max(self.config.spares, len(self._line)) - len(self._spares) - self._starting
         while wanted > 0 and self._zygote.has_slot:
             if self._alive >= self.config.capacity and not self._evict():
                 return
@@ -506,7 +400,7 @@ class Pool:
         self._place_spare(runner)
 
     def _place_spare(self, runner: Runner) -> None:
-        first = self._first_waiter()
+        first = self._line.first()
         if first is not None:
             self._serve(first, runner)
             # It was wanted as a spare, too: make up for it once all who wait are served.
@@ -551,17 +445,16 @@ class Pool:
 
     def fail_waiters(self, fault: faults.Fault) -> None:
         """Refuse every call that waits."""
-        for waiter in [*self._waiters, *(waiter for _, waiter in self._patience)]:
-            if not waiter.future.done():
+        for waiter in [*self._line, *self._patience]:
+            if waiter.waits:
                 waiter.future.set_exception(fault)
-            self._forget(waiter)
+            self._line.leave(waiter)
 
     async def close(self) -> None:
         """Refuse those who wait, kill all runners and wait until they are reaped."""
         self._closed = True
         self._sweeper.cancel()
-        if self._patience_timer is not None:
-            self._patience_timer.cancel()
+        self._patience.close()
         self.fail_waiters(faults.ShuttingDown("the daemon is stopping", retry_after_s=1.0))
         for runner in list(self._all):
             runner.kill()
@@ -570,17 +463,9 @@ class Pool:
         self._alarms.close()
 
 
-def _expire(waiter: _Waiter) -> None:
-    if not waiter.future.done():
-        waiter.future.set_exception(QueueDeadline())
-
-
 def _jitter() -> float:
     return 1.0 - random.random() * JITTER  # noqa: S311 - spreads load, guards nothing
 
 
 def _ignore(layers: Iterable[control_pb2.IsolationLayer]) -> None:
     """Nobody wants to know."""
-
-
-_ABSENT = object()
