@@ -8,7 +8,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-attacks check format proto guests guests-check interpreter escape-matrix clean bench-lockdown seccomp-idle \
-  hostile soak-deadlines soak-residue bench bench-quick bench-report
+  hostile soak-deadlines soak-residue bench bench-quick bench-report system
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ soak-deadlines: $(STAMP) ## 1,000 hung runs of six kinds; how late each one ende
 
 soak-residue: $(STAMP) ## 10,000 calls in one process; none may see what another one left
 	@$(BIN)/python -m tests.hostile.residue
+
+system: $(STAMP) ## Boot Debian with systemd and cgroup v2 in an emulator, check the daemon in it (root, 10 minutes)
+	@$(BIN)/python -m tests.system
 
 clean: ## Remove what the verbs made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

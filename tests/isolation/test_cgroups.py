@@ -88,6 +88,16 @@ def test_the_leaf_of_an_earlier_start_is_not_divided_again(host: Host) -> None:
     assert [place.directory for place in places] == [own]
 
 
+def test_a_leaf_that_systemd_made_has_its_parents_controllers(host: Host) -> None:
+    unified = host.mount("unified", "cgroup2", "nsdelegate")
+    host.be_in("0::/service/supervisor")
+    own = host.cgroup(unified / "service", "cpu memory pids")
+    host.cgroup(own / "supervisor", controllers="")
+    places, missing = host.find()
+    assert places == (cgroups.Place(2, own, frozenset({"cpu", "memory", "pids"})),)
+    assert missing == ""
+
+
 def test_a_cgroup_that_was_not_delegated_is_left_alone(host: Host) -> None:
     unified = host.mount("unified", "cgroup2", "nsdelegate")
     host.be_in("0::/session.scope")

@@ -22,7 +22,7 @@ from tests.supervisor.fakes import (
 )
 
 from sandboxd.supervisor import frames
-from sandboxd.supervisor.child import Child
+from sandboxd.supervisor.child import Child, ExitStatus
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.outbox import Outbox
 from sandboxd.supervisor.runner import MAX_FRAME_BYTES, Answer, Death, Runner
@@ -193,6 +193,24 @@ async def test_a_hangup_of_a_process_that_lives_on_is_a_breach(bench: Bench) -> 
     assert isinstance(death, Death)
     assert death.breach == "it closed its socket"
     assert bench.child.kills == 1
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [ExitStatus(-9, 0, 0, out_of_memory=True), ExitStatus(-11, 0, 0)],
+    ids=["out of memory", "SIGSEGV"],
+)
+async def test_a_hangup_of_a_process_that_takes_its_time_to_end_is_none(
+    bench: Bench, ending: ExitStatus
+) -> None:
+    bench.reach(State.BUSY)
+    bench.child.dies_of = ending
+    assert bench.child.on_hangup is not None
+    bench.child.on_hangup()
+    assert bench.answer is not None
+    death = await bench.answer
+    assert death == Death(ending, "")
+    assert bench.runner.breach == ""
 
 
 async def test_a_second_word_that_it_is_bound_is_a_breach(bench: Bench) -> None:

@@ -5,11 +5,13 @@ Nothing is imported and no file is opened after the fork; the lock-down allows n
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import ctypes
 import errno
 import os
 import threading
+import time
 from typing import NoReturn
 
 import wasmtime
@@ -24,6 +26,7 @@ from sandboxd.runner.isolation.layers import MDWE, SECCOMP_SEALED, IsolationErro
 from sandboxd.runner.isolation.lockdown import ChildPolicy, Plan, lock_down, seal_after_load
 from sandboxd.runner.isolation.policy import INTERRUPT_FD, SOCKET_FD
 from sandboxd.runner.outbox import Outbox, Region
+from sandboxd.runner.rehearsal import rehearse
 from sandboxd.wire.v1 import control_pb2, runner_pb2
 
 # How often the interrupt thread bumps the epoch once it was told to: a bump that comes before a
@@ -70,6 +73,7 @@ def run_child(
     required: frozenset[str],
     fds: list[int],
     engines: Engines,
+    script: bytes,
 ) -> NoReturn:
     """Be a runner or a compiler until there is nothing left to do; never returns.
 
@@ -81,7 +85,7 @@ def run_child(
     try:
         name_process("sbx-runner" if kind == control_pb2.CHILD_KIND_RUNNER else "sbx-compiler")
         if kind == control_pb2.CHILD_KIND_RUNNER:
-            code = _run_runner(policy, plan, required & SEALING, fds, engines)
+            code = _run_runner(policy, plan, required & SEALING, fds, engines, script)
         else:
             code = _run_compiler(policy, plan, fds, engines)
     except (Closed, BrokenPipeError, ConnectionResetError):
@@ -106,6 +110,7 @@ def _run_runner(
     seal_required: frozenset[str],
     fds: list[int],
     engines: Engines,
+    script: bytes,
 ) -> int:
     socket_fd, _interrupt_fd, outbox_fd = fds
     outbox = Outbox(outbox_fd)
@@ -119,8 +124,15 @@ def _run_runner(
         channel.send(runner_pb2.RunnerReply(failed=failed).SerializeToString())
         return EXIT_NOT_LOCKED
     channel = Channel(SOCKET_FD)
+    rehearse(engines, script, outbox)
     ready = runner_pb2.Ready(layers=layer_messages(states))
     channel.send(runner_pb2.RunnerReply(ready=ready).SerializeToString())
+    shortage: RuntimeError | None = None
+    try:
+        # Ahead of need. The filters that are still to come bind every thread.
+        _thread.start_new_thread(_interrupt, (INTERRUPT_FD, (engines.plain, engines.fuel)))
+    except RuntimeError as error:
+        shortage = error
 
     payload, artifact_fd = channel.receive_with_descriptor()
     bind = runner_pb2.RunnerCommand.FromString(payload).bind
@@ -128,11 +140,11 @@ def _run_runner(
     bound = runner_pb2.Bound()
     guest: Guest | None = None
     try:
+        if shortage is not None:
+            raise shortage
         guest = _load(engine, artifact_fd, bind, outbox)
         sealed = seal_after_load(seal_required, core=not guest.uses_wasi)
         bound.layers.extend(layer_messages(sealed))
-        # After the last filter: a thread inherits the filters of the one that starts it.
-        threading.Thread(target=_interrupt, args=(INTERRUPT_FD, engine), daemon=True).start()
     except (ArtifactError, IsolationError, OSError, MemoryError, RuntimeError) as error:
         bound.error = str(error) or type(error).__name__
         bound.failure = _bind_failure(error)
@@ -189,13 +201,13 @@ def _serve(channel: Channel, guest: Guest, outbox: Outbox) -> None:
         guest.prepare()
 
 
-def _interrupt(fd: int, engine: wasmtime.Engine) -> None:
+def _interrupt(fd: int, engines: tuple[wasmtime.Engine, ...]) -> None:
     """Wait for the supervisor's word, then bump the epoch until the process is killed."""
-    pause = threading.Event()
     if os.read(fd, 1):
         while True:
-            engine.increment_epoch()
-            pause.wait(_BUMP_INTERVAL_S)
+            for engine in engines:
+                engine.increment_epoch()
+            time.sleep(_BUMP_INTERVAL_S)
 
 
 # --- compiler -------------------------------------------------------------------------------------

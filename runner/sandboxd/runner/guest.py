@@ -138,6 +138,13 @@ class Guest:
                 instance.store.close()
                 self._can_be_ahead = False
 
+    def close(self) -> None:
+        """Drop everything; it must not be used afterwards."""
+        self._drop()
+        if self._ahead is not None:
+            self._ahead.store.close()
+            self._ahead = None
+
     def _drop(self) -> None:
         if self._instance is not None:
             self._instance.store.close()

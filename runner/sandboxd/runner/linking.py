@@ -45,7 +45,8 @@ def link(engine: wasmtime.Engine, module: wasmtime.Module) -> Linked:
     """
     imports = list_imports(module)
     forms = _host_forms(imports)
-    linkers = [copy_linker(base_linker(engine))]
+    # A copy is only made to be added to.
+    linkers = [copy_linker(base_linker(engine)) if forms else base_linker(engine)]
     for name, types in forms.items():
         while len(linkers) < len(types):
             linkers.append(copy_linker(base_linker(engine)))

@@ -19,7 +19,7 @@ import resource
 import sys
 from typing import NoReturn
 
-from sandboxd.runner import children, engine, engine_identity, preload
+from sandboxd.runner import children, engine, engine_identity, preload, rehearsal
 from sandboxd.runner.isolation import catalogue, credentials, ipc, libffi, memfd, namespaces
 from sandboxd.runner.isolation.layers import (
     EMPTY_ROOT,
@@ -61,6 +61,7 @@ class Zygote:
         # Before /proc is out of reach.
         self._code_pages = libffi.find_writable_code()
         self._tasks_fd = os.open("/proc/self/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._script = rehearsal.compile_script(self._engines)
         layers = [layer]
         if layer.active:
             layers.append(ipc.forbidden(required=NO_IPC in required))
@@ -116,7 +117,9 @@ class Zygote:
         pid = os.fork()
         if pid == 0:
             forget_signals()
-            children.run_child(request.kind, policy, plan, self._required, fds, self._engines)
+            children.run_child(
+                request.kind, policy, plan, self._required, fds, self._engines, self._script
+            )
         self._pids[pid] = request.child_id
         if isinstance(cgroup, Slot):
             self._taken[pid] = cgroup

@@ -39,6 +39,11 @@ class ExitStatus:
     known: bool = True
     out_of_memory: bool = False
 
+    @property
+    def may_be_our_kill(self) -> bool:
+        """False if it ended for another reason than a SIGKILL from here, which came too late."""
+        return not self.known or (self.status == -signal.SIGKILL and not self.out_of_memory)
+
 
 UNKNOWN_EXIT = ExitStatus(0, 0, 0, known=False)
 

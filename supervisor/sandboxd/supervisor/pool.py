@@ -43,6 +43,8 @@ MAX_OVERTAKEN = 16
 # started together do not all end together.
 JITTER = 0.2
 SWEEP_INTERVAL_S = 5.0
+# How long the fork of a spare waits while others are left: longer than a first call usually takes.
+PROVISION_DELAY_S = 0.005
 # A runner that cannot even start is not asked for again at once.
 START_FAILURE_PAUSE_S = 0.5
 # Locking down takes milliseconds. A runner that is not ready by then is stopped or broken.
@@ -98,6 +100,7 @@ class Pool:
         self._patience = Patience(config.busy_per_module, config.patience_s, self._go_on)
         self._alarms = Alarms()
         self._paused_until = 0.0
+        self._provision_due = False
         self._closed = False
         self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
 
@@ -175,9 +178,18 @@ class Pool:
     def _take_spare(self) -> Runner | None:
         if not self._spares:
             return None
-        # Forking the replacement can wait until this call is on its way.
-        self._loop.call_soon(self.provision)
-        return self._spares.popleft()
+        runner = self._spares.popleft()
+        if not self._spares:
+            self._loop.call_soon(self.provision)
+        elif not self._provision_due:
+            # Forking the replacement costs milliseconds of a processor that this call needs.
+            self._provision_due = True
+            self._loop.call_later(PROVISION_DELAY_S, self._provision_late)
+        return runner
+
+    def _provision_late(self) -> None:
+        self._provision_due = False
+        self.provision()
 
     def _lease(self, runner: Runner, key: Key) -> Runner:
         """Count a runner as at work for a key, until it is released."""

@@ -38,7 +38,8 @@ MAX_REPLY_FIELDS = 2 * MAX_RESULTS
 _REPLY_LEVELS = 3
 _UNCOUNTED_BYTES = 4096
 # A process that ends closes its socket a moment before the kernel tells of its end. One that lives
-# on for this long has closed it on purpose.
+# on for this long has closed it on purpose, or the kernel is busy with what it leaves: memory files
+# that only a mapping holds go last.
 _HANGUP_PATIENCE_S = 0.2
 
 # CPU time that a process may use while it has no call. An honest one drops the last instance and
@@ -107,6 +108,7 @@ class Runner:
         self.leased_to: Key | None = None
         self._idle_cpu_ns = 0
         self.breach = ""
+        self._hung_up = False
         self._bind_failure = runner_pb2.BIND_FAILURE_UNSPECIFIED
         self._interrupt_fd = interrupt_fd
         self._sealing = sealing
@@ -307,10 +309,13 @@ class Runner:
 
     def _check_gone(self) -> None:
         if not self.child.gone.done() and self.state not in (State.DYING, State.DEAD):
-            self._breached("it closed its socket")
+            self._hung_up = True
+            self.kill()
 
     async def _bury(self) -> None:
         exit_status = await self.child.wait_exit()
+        if self._hung_up and exit_status.may_be_our_kill:
+            self.breach = "it closed its socket"
         self._advance(Event.EXITED)
         if self._given is None:
             self._give(Death(exit_status, self.breach, self._bind_failure))
