@@ -27,7 +27,7 @@ from sandboxd.supervisor import pool as pool_module
 from sandboxd.supervisor.keys import Key
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.line import QueueDeadline
-from sandboxd.supervisor.pool import MAX_OVERTAKEN
+from sandboxd.supervisor.pool import MAX_OVERTAKEN, PROVISION_DELAY_S
 from sandboxd.supervisor.runner import Runner
 from sandboxd.wire.v1 import runner_pb2
 
@@ -140,6 +140,8 @@ async def test_what_did_not_end_clean_is_killed_and_replaced(make_bench: MakeBen
 async def test_spares_are_forked_ahead_and_replenished(make_bench: MakeBench) -> None:
     bench = make_bench(spares=3, capacity=10)
     for used in range(4):
+        # While others are left, the replacement is not in a hurry.
+        await asyncio.sleep(2 * PROVISION_DELAY_S)
         await turn()
         spare = [one for one in bench.pool.runners if one.state is State.SPARE]
         assert len(spare) == 3, used

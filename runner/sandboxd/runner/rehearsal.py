@@ -35,14 +35,10 @@ _JOB = runner_pb2.RunnerCommand(
 ).SerializeToString()
 
 
-class RehearsalFailed(Exception):  # noqa: N818 - a state of the world
-    """Our own module could not be compiled: the engine does not work on this host."""
-
-
 def compile_script(engines: Engines) -> bytes:
-    """Return the compiled module.
+    """Return the compiled module, or nothing if it cannot be compiled: then nothing is rehearsed.
 
-    A forked child compiles it, so that this process does not. Raises `RehearsalFailed`.
+    A forked child compiles it, so that this process does not.
     """
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
@@ -58,13 +54,13 @@ def compile_script(engines: Engines) -> bytes:
     with open(read_fd, "rb") as answers:
         artifact = answers.read()
     os.waitpid(pid, 0)
-    if not artifact:
-        raise RehearsalFailed("the engine cannot compile a module of four lines on this host")
     return artifact
 
 
 def rehearse(engines: Engines, script: bytes, outbox: Outbox) -> None:
     """Load the compiled module, call it as often as makes a difference, and drop it."""
+    if not script:
+        return
     guest = Guest(engines.plain, script, False, outbox)
     for _ in range(2):
         command = runner_pb2.RunnerCommand.FromString(_JOB)

@@ -112,9 +112,11 @@ class Responder:
         receipt.bytes_in = requests.bytes_in(call.request, call.kind)
         receipt.bytes_out = bytes_out
         receipt.start_kind = call.start_kind
-        if call.start_kind != sandbox_pb2.START_KIND_REUSED or call.queue_s:
+        if call.queue_s:
             receipt.queue_time_ns = int(call.queue_s * 1e9)
+        if call.compile_s:
             receipt.compile_time_ns = int(call.compile_s * 1e9)
+        if call.bind_s:
             receipt.bind_time_ns = int(call.bind_s * 1e9)
         if isinstance(ending, runner_pb2.Result):
             reported = receipt.self_reported
@@ -177,14 +179,11 @@ def _tell_written(response: sandbox_pb2.ExecuteResponse, written: Written) -> st
 
 def _mismatch(call: Call, result: runner_pb2.Result) -> str:
     """Say how a result cannot be one of this kind of call; "" if it can."""
-    outcome = result.WhichOneof("outcome")
-    if outcome == "completed":
+    if result.WhichOneof("outcome") == "completed":
         if call.kind == "wasi":
             return "a command completed instead of exiting"
         if result.completed.output if call.kind == "typed" else result.completed.results:
             return f"a result that no {call.kind} call has"
-    elif outcome == "exited" and call.kind != "wasi":
-        return f"an exit code of a {call.kind} call"
     return ""
 
 
