@@ -27,6 +27,7 @@ from sandboxd.supervisor.compilation import CompileService
 from sandboxd.supervisor.execution import Executor
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
 from sandboxd.supervisor.outbox import REGIONS_OFFSET, Outbox
+from sandboxd.supervisor.runner import MAX_IDLE_CPU_NS
 from sandboxd.supervisor.stats import Stats
 from sandboxd.supervisor.store import Store
 from sandboxd.v1 import call_pb2, module_pb2, sandbox_pb2
@@ -294,3 +295,80 @@ async def test_a_cancellation_at_the_grpc_deadline_counts_as_the_deadline(bench:
         await call
     await bench.executor.close()
     assert bench.stats.outcomes == {"deadline_exceeded": 1}
+
+
+async def test_a_log_beyond_all_output_is_not_passed_on(bench: Bench) -> None:
+    """Standard output and log may each be within the limit, and together be too much."""
+    log = call_pb2.Logs(entries=[call_pb2.LogEntry(message=bytes(60_000))]).SerializeToString()
+
+    def behave(child: FakeChild) -> None:
+        write(child, (60_000, 0, len(log)), log)
+        child.say(BOUND, DONE)
+
+    response = await bench.execute(behave, output_bytes=60_000)
+    assert response.HasField("protocol_violation"), response
+    assert not response.HasField("logs")
+    assert len(response.stdout) <= 60_000
+
+
+@pytest.mark.parametrize(
+    "completed",
+    [call_pb2.Completed(output=b"x"), call_pb2.Completed(output=b"x", results=[call_pb2.Value()])],
+)
+async def test_a_result_of_another_kind_of_call_is_a_lie(
+    bench: Bench, completed: call_pb2.Completed
+) -> None:
+    response = await bench.execute(answer(result(completed=completed)))
+    assert response.HasField("protocol_violation"), response
+    assert bench.child.kills == 1
+
+
+async def test_names_in_a_link_error_are_fit_for_people(bench: Bench) -> None:
+    error = call_pb2.LinkError(module="\x1b[31m", name="a\x07", message="missing\x00")
+    response = await bench.execute(answer(result(link_error=error)))
+    told = response.link_error
+    assert (told.module + told.name + told.message).isprintable()
+
+
+def uses(cpu_ns: int) -> Behaviour:
+    def behave(child: FakeChild) -> None:
+        child.cpu_ns = cpu_ns
+        child.say(BOUND, DONE)
+
+    return behave
+
+
+async def test_a_process_that_computes_between_calls_is_not_used_again(bench: Bench) -> None:
+    await bench.execute(uses(1000))
+    bench.child.cpu_ns += MAX_IDLE_CPU_NS + 1
+    response = await bench.execute(lambda child: child.say(DONE))
+    assert response.HasField("completed")
+    assert bench.child.kills == 1
+
+
+async def test_tidying_up_between_calls_is_allowed(bench: Bench) -> None:
+    await bench.execute(uses(1000))
+    bench.child.cpu_ns += MAX_IDLE_CPU_NS // 2
+    await bench.execute(lambda child: child.say(DONE))
+    assert bench.child.kills == 0
+
+
+async def test_calls_that_wait_hold_no_more_memory_than_allowed(bench: Bench) -> None:
+    executor = bench.executor
+    executor._max_held_bytes = 4000
+    hung = asyncio.ensure_future(bench.execute(lambda child: child.say(BOUND)))
+    await turn(20)
+    request = sandbox_pb2.ExecuteRequest(
+        digest=DIGEST, typed=call_pb2.TypedCall(export="run"), require_layers=[]
+    )
+    raw = request.SerializeToString() + b"\x9a\x06" + b"\xdc\x0b" + bytes(1500)
+    waiting = asyncio.ensure_future(executor.execute("default", (request, raw), None))
+    await turn(20)
+    assert not waiting.done()
+    with pytest.raises(faults.QueueFull):
+        await executor.execute("default", (request, raw), None)
+    waiting.cancel()
+    await turn()
+    assert executor._held_bytes == 0
+    hung.cancel()
+    await turn()
