@@ -37,6 +37,13 @@ def read_outbox(fd: int) -> tuple[bytes, bytes, call_pb2.Logs]:
     return stdout, stderr, call_pb2.Logs.FromString(log)
 
 
+def read_result(fd: int) -> bytes:
+    """Read the result that was too long for a frame; empty if there is none."""
+    capacity = (os.fstat(fd).st_size - REGIONS_OFFSET_BYTES) // 4
+    (length,) = struct.unpack("<Q", os.pread(fd, 8, 24))
+    return os.pread(fd, length, REGIONS_OFFSET_BYTES + 3 * capacity)
+
+
 def value(kind: str, number: float) -> call_pb2.Value:
     return call_pb2.Value(**{kind: number})  # type: ignore[arg-type]
 
@@ -72,6 +79,9 @@ class Bound:
     def run(self, **job: object) -> runner_pb2.Result:
         execute = execute_job(**job)
         result = self.guest.execute(execute)
+        if result.HasField("completed") and not result.completed.output:
+            # A long one is in the outbox, from where the supervisor takes it.
+            result.completed.output = read_result(self.fd)
         self.guest.prepare()
         # What goes over the wire must be parseable there.
         return runner_pb2.Result.FromString(result.SerializeToString())
@@ -128,7 +138,7 @@ def bind(engines: Engines) -> Iterator[Bind]:
     """Compile text and bind it, in this process."""
     opened = []
 
-    def bind_text(wat: str, *, fuel: bool = False, outbox_bytes: int = 4 * MIB) -> Bound:
+    def bind_text(wat: str, *, fuel: bool = False, outbox_bytes: int = 8 * MIB) -> Bound:
         engine = engines.fuel if fuel else engines.plain
         artifact = compile_wasm(engine, bytes(wasmtime.wat2wasm(wat)))
         bound = Bound(engine, artifact, fuel, outbox_bytes)

@@ -1,3 +1,4 @@
+import ctypes
 import os
 import signal
 import struct
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from tests.runner.conftest import read_outbox
 
-from sandboxd.runner.outbox import REGIONS_OFFSET_BYTES, Outbox
+from sandboxd.runner.outbox import REGIONS_OFFSET_BYTES, Outbox, Region
 from sandboxd.v1 import call_pb2
 
 CAPACITY = 1000
@@ -109,3 +110,18 @@ def test_output_survives_the_death_of_the_process_that_wrote_it(fd: int) -> None
     done = subprocess.run([sys.executable, "-c", script], pass_fds=[fd], timeout=30, check=False)
     assert done.returncode == -signal.SIGKILL
     assert read_outbox(fd)[0] == b"last words"
+
+
+def test_the_inbox_lies_behind_the_regions(fd: int) -> None:
+    inbox_bytes = 10_000
+    os.ftruncate(fd, REGIONS_OFFSET_BYTES + 4 * CAPACITY + inbox_bytes)
+    os.pwrite(fd, inbox_bytes.to_bytes(8, "little"), 32)
+    os.pwrite(fd, b"a long input", REGIONS_OFFSET_BYTES + 4 * CAPACITY)
+    mapped = Outbox(fd)
+    assert mapped.capacity == CAPACITY
+    assert ctypes.string_at(mapped.inbox(12), 12) == b"a long input"
+    mapped.append(Region.RESULT, bytes([255]) * (CAPACITY + 1))
+    assert ctypes.string_at(mapped.inbox(12), 12) == b"a long input"
+    with pytest.raises(ValueError, match="inbox"):
+        mapped.inbox(inbox_bytes + 1)
+    mapped.close()

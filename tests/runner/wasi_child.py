@@ -29,7 +29,8 @@ from sandboxd.runner.outbox import REGIONS_OFFSET_BYTES, Outbox
 from sandboxd.runner.preload import preload
 from sandboxd.wire.v1 import runner_pb2
 
-OUTBOX_BYTES = 4 << 20
+# Room for a result of 64 MiB; the file is sparse.
+OUTBOX_BYTES = 4 * (65 << 20)
 
 
 def main() -> None:

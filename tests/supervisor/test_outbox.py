@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sandboxd.supervisor.outbox import (
     HEADER,
+    KEPT_BYTES,
     LOG_OVERHEAD_BYTES,
     MAX_LOG_ENTRIES,
     NOTHING,
@@ -89,3 +90,28 @@ def test_its_descriptor_ends_with_it() -> None:
     del outbox
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+
+
+def test_what_is_put_into_the_inbox_lies_behind_the_regions() -> None:
+    outbox = Outbox(LIMIT, inbox_bytes=4 << 20)
+    data = bytes(range(256)) * 8000
+    outbox.put(data)
+    assert os.pread(outbox.fd, len(data), REGIONS_OFFSET + 4 * outbox.capacity_bytes) == data
+    assert int.from_bytes(os.pread(outbox.fd, 8, 32), "little") == 4 << 20
+
+
+def test_what_long_calls_leave_is_given_back() -> None:
+    outbox = Outbox(8 << 20, inbox_bytes=8 << 20)
+    for _ in range(3):
+        outbox.put(bytes(8 << 20))
+        os.pwrite(outbox.fd, HEADER.pack(0, 0, 0, 8 << 20), 0)
+        os.pwrite(outbox.fd, b"x" * (8 << 20), REGIONS_OFFSET + 3 * outbox.capacity_bytes)
+        assert len(outbox.take(8 << 20).result) == 8 << 20
+    assert os.fstat(outbox.fd).st_blocks * 512 < 1 << 20
+
+
+def test_what_short_calls_leave_is_kept_for_the_next() -> None:
+    outbox = Outbox(LIMIT, inbox_bytes=8 << 20)
+    outbox.put(bytes(KEPT_BYTES))
+    outbox.take(LIMIT)
+    assert os.fstat(outbox.fd).st_blocks * 512 >= KEPT_BYTES

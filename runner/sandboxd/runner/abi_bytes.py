@@ -13,6 +13,10 @@ from sandboxd.v1 import call_pb2
 
 _U32 = 0xFFFFFFFF
 _RESULT = "the result"
+_INPUT = "the input buffer"
+# A result longer than this goes through the outbox, so that the supervisor need not take a long
+# frame, which is costly to parse, from a process that it does not trust.
+MAX_FRAME_OUTPUT_BYTES = 16 * 1024
 _I32, _I64 = call_pb2.VALUE_TYPE_I32, call_pb2.VALUE_TYPE_I64
 
 _ALLOC = FunctionType((_I32,), (_I32,))
@@ -32,8 +36,8 @@ def bytes_call(
 ) -> bytes:
     """Check a bytes call, then start an instance and make it.
 
-    Returns the result; raises Stop for every other outcome, MemoryError if it is
-    too large for what the process may still allocate.
+    Returns the result, or nothing if it is long and in the outbox; raises Stop for every other
+    outcome.
     """
     export = request.export
     convention = request.result_convention or call_pb2.RESULT_CONVENTION_PACKED_I64
@@ -41,17 +45,14 @@ def bytes_call(
     instance = start()
     instance.initialize(exports, export)
     memory = instance.memory("memory")
-    data = request.input
-    pointer = _pass_input(instance, memory, data)
-    first, second = instance.invoke_integers(export, pointer, len(data))
+    pointer, size = _pass_input(instance, memory, request, call)
+    first, second = instance.invoke_integers(export, pointer, size)
     if convention == call_pb2.RESULT_CONVENTION_NUL_TERMINATED:
         output, place, length = _take_text(memory, first & _U32, call)
     else:
         place, length = _result_range(request, convention, first, second)
-        memory.check(place, length, _RESULT)
-        call.take_result(length)
-        output = memory.read(place, length, _RESULT)
-    if output and has_dealloc:
+        output = _take(memory, place, length, call)
+    if length and has_dealloc:
         instance.invoke_integers("dealloc", place, length)
     return output
 
@@ -81,12 +82,30 @@ def _check_plugin(
     return has_dealloc
 
 
-def _pass_input(instance: Instance, memory: GuestMemory, data: bytes) -> int:
-    pointer = instance.invoke_integers("alloc", len(data))[0] & _U32
-    if data and pointer == 0:
-        raise broke_abi(f"alloc has no memory for an input of {len(data)} bytes")
-    memory.write(pointer, data, "the input buffer")
-    return pointer
+def _pass_input(
+    instance: Instance, memory: GuestMemory, request: call_pb2.BytesCall, call: Call
+) -> tuple[int, int]:
+    """Hand the input over; return where the guest has it, and how long it is."""
+    data = request.input
+    size = call.inbox_bytes or len(data)
+    pointer = instance.invoke_integers("alloc", size)[0] & _U32
+    if size and pointer == 0:
+        raise broke_abi(f"alloc has no memory for an input of {size} bytes")
+    if call.inbox_bytes:
+        memory.write_from(pointer, call.inbox(), size, _INPUT)
+    else:
+        memory.write(pointer, data, _INPUT)
+    return pointer, size
+
+
+def _take(memory: GuestMemory, place: int, length: int, call: Call) -> bytes:
+    """Return the result, or leave it in the outbox and return nothing, if it is long."""
+    memory.check(place, length, _RESULT)
+    if length > MAX_FRAME_OUTPUT_BYTES:
+        call.put_result(memory.address(place, length, _RESULT), length)
+        return b""
+    call.take_result(length)
+    return memory.read(place, length, _RESULT)
 
 
 def _take_text(memory: GuestMemory, pointer: int, call: Call) -> tuple[bytes, int, int]:
@@ -97,8 +116,7 @@ def _take_text(memory: GuestMemory, pointer: int, call: Call) -> tuple[bytes, in
             call_pb2.LIMIT_KIND_OUTPUT,
             f"the result is longer than the {call.remaining_bytes} bytes of output left",
         )
-    call.take_result(found)
-    return memory.read(pointer, found, _RESULT), pointer, found + 1
+    return _take(memory, pointer, found, call), pointer, found + 1
 
 
 def _result_range(

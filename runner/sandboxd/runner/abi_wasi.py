@@ -68,8 +68,12 @@ def attach_wasi(store: Store, call: Call, request: call_pb2.WasiCommand) -> None
     values = _strings(variable.value for variable in request.env)
     accepted &= ffi.wasi_config_set_env(config, len(request.env), names, values)
     stdin = ffi.wasm_byte_vec_t()
-    data = ctypes.cast(ctypes.c_char_p(request.stdin), _BytePointer)
-    ffi.wasm_byte_vec_new(ctypes.byref(stdin), len(request.stdin), data)
+    if call.inbox_bytes:
+        size, data = call.inbox_bytes, ctypes.cast(call.inbox(), _BytePointer)
+    else:
+        inline = request.stdin
+        size, data = len(inline), ctypes.cast(ctypes.c_char_p(inline), _BytePointer)
+    ffi.wasm_byte_vec_new(ctypes.byref(stdin), size, data)
     # Takes the bytes over and leaves the vector empty.
     ffi.wasi_config_set_stdin_bytes(config, ctypes.byref(stdin))
     # No finalizers: they would be called on the engine's threads at any time, even

@@ -23,12 +23,6 @@ LOG_ENTRY_COST_BYTES = 16
 # be 2 GiB, and lengths up to here fit the C ints of ctypes.
 MAX_OUTPUT_BYTES = 1 << 30
 
-# Copies of a result that exist at once before it is on the wire: the bytes, the Result, the frame
-# that holds it, its serialization, and one for growing buffers.
-_RESULT_COPIES = 5
-# Below this, what the allocators have at hand will do.
-_SMALL_RESULT_BYTES = 64 << 10
-
 _keys = itertools.count(1)
 _calls: "dict[int, Call]" = {}
 
@@ -44,6 +38,7 @@ class Call:
     key: what stores and output streams carry to find it.
     outcome: set once, by the first host function or output callback that ends the call.
     bug: an error of the host's own code in a callback; raised by `check`.
+    inbox_bytes: length of the input that is in the inbox; 0 if there is none.
     """
 
     def __init__(self, job: runner_pb2.Execute, outbox: Outbox, engine: wasmtime.Engine):
@@ -51,6 +46,7 @@ class Call:
         self.outcome: Outcome | None = None
         self.bug: BaseException | None = None
         self.remaining_bytes = min(job.output_bytes, MAX_OUTPUT_BYTES)
+        self.inbox_bytes = job.inbox_bytes
         self._allowed_bytes = job.output_bytes
         self._log_entries = 0
         self._outbox = outbox
@@ -106,12 +102,12 @@ class Call:
             self._log_entries += 1
             self.remaining_bytes -= cost
 
-    def take_result(self, length_bytes: int) -> None:
-        """Count a result against the output limit, before it is copied.
+    def inbox(self) -> int:
+        """Address of the input that is in the inbox."""
+        return self._outbox.inbox(self.inbox_bytes)
 
-        Raises Stop if it is too long for the limit, and MemoryError if it is too large for what
-        the process may still allocate.
-        """
+    def take_result(self, length_bytes: int) -> None:
+        """Count a result against the output limit; raises Stop if it is too long for that."""
         if length_bytes > self.remaining_bytes:
             raise exceeded(
                 call_pb2.LIMIT_KIND_OUTPUT,
@@ -119,10 +115,12 @@ class Call:
                 f"that are left of {self._allowed_bytes} bytes of output",
             )
         self.remaining_bytes -= length_bytes
-        if length_bytes > _SMALL_RESULT_BYTES:
-            # CAVEAT: protobuf does not check its allocations; it would crash where Python
-            # raises. These pages are mapped, hence counted, but never touched.
-            bytes(length_bytes * _RESULT_COPIES)
+
+    def put_result(self, address: int, length_bytes: int) -> None:
+        """Leave a result in the outbox; raises Stop if it is too long for the output limit."""
+        self.take_result(length_bytes)
+        if self._outbox.append_from(Region.RESULT, address, length_bytes) < length_bytes:
+            raise ValueError(f"an outbox that cannot take a result of {length_bytes} bytes")
 
     def _end_for_output(self) -> None:
         self.remaining_bytes = 0

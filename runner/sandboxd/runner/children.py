@@ -24,7 +24,7 @@ from sandboxd.runner.isolation import kernel
 from sandboxd.runner.isolation.layers import MDWE, SECCOMP_SEALED, IsolationError, LayerState
 from sandboxd.runner.isolation.lockdown import ChildPolicy, Plan, lock_down, seal_after_load
 from sandboxd.runner.isolation.policy import INTERRUPT_FD, SOCKET_FD
-from sandboxd.runner.outbox import Outbox, Region
+from sandboxd.runner.outbox import Outbox
 from sandboxd.runner.rehearsal import rehearse
 from sandboxd.wire.v1 import control_pb2, runner_pb2
 
@@ -41,9 +41,6 @@ _PR_SET_NAME = 15
 
 # Layers that are applied after the module was loaded.
 SEALING = frozenset({MDWE, SECCOMP_SEALED})
-# A result longer than this goes through the outbox, so that the supervisor need not take a long
-# frame, which is costly to parse, from a process that it does not trust.
-MAX_FRAME_OUTPUT_BYTES = 16 * 1024
 
 # Exit codes, for the supervisor's log.
 EXIT_DONE = 0
@@ -150,7 +147,7 @@ def _run_runner(
     channel.send(runner_pb2.RunnerReply(bound=bound).SerializeToString())
     if guest is None or bound.error:
         return EXIT_NOT_LOCKED
-    _serve(channel, guest, outbox)
+    _serve(channel, guest)
     return EXIT_DONE
 
 
@@ -189,13 +186,10 @@ def _load(
         mapping.unmap(address, size)
 
 
-def _serve(channel: Channel, guest: Guest, outbox: Outbox) -> None:
+def _serve(channel: Channel, guest: Guest) -> None:
     while True:
         command = runner_pb2.RunnerCommand.FromString(channel.receive())
         result = guest.execute(command.execute)
-        if len(result.completed.output) > MAX_FRAME_OUTPUT_BYTES:
-            outbox.append(Region.RESULT, result.completed.output)
-            result.completed.ClearField("output")
         channel.send(runner_pb2.RunnerReply(result=result).SerializeToString())
         guest.prepare()
 

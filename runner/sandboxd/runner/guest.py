@@ -159,7 +159,10 @@ class Guest:
         match job.request.WhichOneof("call"):
             case "bytes":
                 request = job.request.bytes
-                result.completed.output = bytes_call(self._exports, request, start, call)
+                result.completed.SetInParent()
+                output = bytes_call(self._exports, request, start, call)
+                if output:
+                    result.completed.output = output
                 self._note_bytes_call(request.export)
             case "typed":
                 values = typed_call(self._exports, job.request.typed, start)

@@ -55,6 +55,17 @@ class GuestMemory:
             raise _outside(what, pointer, length, size)
         ctypes.memmove(memory_data(self._context, self._place) + pointer, data, length)
 
+    def write_from(self, pointer: int, source: int, length: int, what: str) -> None:
+        """Copy bytes in from an address of the host; raises Stop as `write`."""
+        self.check(pointer, length, what)
+        ctypes.memmove(memory_data(self._context, self._place) + pointer, source, length)
+
+    def address(self, pointer: int, length: int, what: str) -> int:
+        """Where bytes are until guest code runs; raises Stop if they reach outside."""
+        self.check(pointer, length, what)
+        address: int = memory_data(self._context, self._place) + pointer
+        return address
+
     def find_nul(self, pointer: int, max_length: int, what: str) -> int | None:
         """Distance from pointer to the first NUL, if that is at most `max_length`.
 

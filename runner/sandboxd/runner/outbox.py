@@ -4,14 +4,16 @@ The outbox is a shared memory file that the supervisor made. The runner maps it
 before it is locked down and writes what the guest writes straight into it; the supervisor
 reads it after the answer, or after the kill.
 
-Layout, with ``capacity = (file size - 4096) // 4``::
+Layout, with ``capacity = (file size - 4096 - size of the inbox) // 4``::
 
     0     u64 little-endian: committed bytes of standard output
     8     u64: of standard error
     16    u64: of the log, a serialized ``sandboxd.v1.Logs``
     24    u64: of a result that is too long for a frame
-    32    zero, up to 64
+    32    u64: size of the inbox
+    40    zero, up to 64
     4096 + i * capacity    region i: 0 standard output, 1 standard error, 2 log, 3 result
+    4096 + 4 * capacity    the inbox: a long input, written by the supervisor before its call
 
 A length is written after the bytes it covers, so that whoever reads at any moment sees only
 whole bytes, and for the log only whole entries.
@@ -24,6 +26,7 @@ from enum import IntEnum
 from sandboxd.runner import mapping
 
 HEADER_BYTES = 64
+_INBOX_SIZE_OFFSET = 32
 REGIONS_OFFSET_BYTES = 4096
 
 # Logs.entries: field 1, length-delimited.
@@ -48,7 +51,9 @@ class Outbox:
         Raises ValueError if the file is too small and OSError if it cannot be mapped.
         """
         self._size = os.fstat(fd).st_size
-        self.capacity = (self._size - REGIONS_OFFSET_BYTES) // len(Region)
+        header = os.pread(fd, HEADER_BYTES, 0)
+        self._inbox_bytes = int.from_bytes(header[_INBOX_SIZE_OFFSET:][:8], "little")
+        self.capacity = (self._size - REGIONS_OFFSET_BYTES - self._inbox_bytes) // len(Region)
         if self.capacity < 1:
             raise ValueError(f"an outbox of {self._size} bytes has no room for output")
         self._address = mapping.map_shared(fd, self._size, "outbox")
@@ -87,13 +92,23 @@ class Outbox:
         self.append(Region.LOG, framed)
         return True
 
+    def inbox(self, length: int) -> int:
+        """Return the address of the call's input; raises ValueError if it cannot be so long."""
+        if length > self._inbox_bytes:
+            raise ValueError(f"an input of {length} bytes in an inbox of {self._inbox_bytes}")
+        return self._address + REGIONS_OFFSET_BYTES + len(Region) * self.capacity
+
     def append(self, region: Region, data: bytes) -> int:
         """Append to a region as much as fits; return how many bytes did."""
+        return self.append_from(region, data, len(data))
+
+    def append_from(self, region: Region, source: bytes | int, length: int) -> int:
+        """Append bytes from an address as `append` does."""
         self._empty = False
         start = self._lengths[region]
-        count = min(len(data), self.capacity - start)
+        count = min(length, self.capacity - start)
         offset = REGIONS_OFFSET_BYTES + region * self.capacity + start
-        ctypes.memmove(self._address + offset, data, count)
+        ctypes.memmove(self._address + offset, source, count)
         self._lengths[region] = start + count
         self._committed[region] = start + count
         return count

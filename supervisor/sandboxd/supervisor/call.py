@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from sandboxd.supervisor import frames
-from sandboxd.supervisor.embedding import field_tag, varint
+from sandboxd.supervisor.embedding import field_tag, number_tag, varint
 from sandboxd.supervisor.keys import Key
 from sandboxd.supervisor.limits import CallLimits
+from sandboxd.supervisor.outbox import Outbox
 from sandboxd.supervisor.requests import Kind
 from sandboxd.v1 import sandbox_pb2
 from sandboxd.wire.v1 import runner_pb2
@@ -13,6 +14,10 @@ from sandboxd.wire.v1 import runner_pb2
 _decode = sandbox_pb2.ExecuteRequest.FromString
 _EXECUTE = field_tag(runner_pb2.RunnerCommand.EXECUTE_FIELD_NUMBER)
 _REQUEST = field_tag(runner_pb2.Execute.REQUEST_FIELD_NUMBER)
+_INBOX_BYTES = number_tag(runner_pb2.Execute.INBOX_BYTES_FIELD_NUMBER)
+# Longer requests leave their input in the inbox: a socket takes about 200 KiB at once, and the
+# runner copies what it reads from one several times.
+MAX_INLINE_BYTES = 32 * 1024
 
 
 Received = tuple[sandbox_pb2.ExecuteRequest, bytes]
@@ -73,20 +78,44 @@ class Call:
         self.start_kind = sandbox_pb2.START_KIND_UNSPECIFIED
 
 
-def job_frame(call: Call) -> bytes:
+def job_frame(call: Call, outbox: Outbox) -> bytes:
     """Return the frame that hands a call to a runner: a RunnerCommand with `execute` set.
 
-    The client's bytes go on as they came, so that a large input is copied once and never encoded
-    again. Only a module that came with them is left out.
+    The client's bytes go on as they came. Only a module that came with them is left out, and a long
+    input, which goes through the inbox.
     """
     request, raw = call.received
-    if request.HasField("wasm"):
-        without = sandbox_pb2.ExecuteRequest()
-        without.CopyFrom(request)
-        without.ClearField("wasm")
-        raw = without.SerializeToString()
-    fields = call.limits.job_fields
-    fields_and_tag = fields + _REQUEST + varint(len(raw))
+    inbox = b""
+    if len(raw) > MAX_INLINE_BYTES or request.HasField("wasm"):
+        raw, inbox_bytes = _shortened(call, outbox)
+        inbox = _INBOX_BYTES + varint(inbox_bytes)
+    fields_and_tag = call.limits.job_fields + inbox + _REQUEST + varint(len(raw))
     length = len(fields_and_tag) + len(raw)
     execute = _EXECUTE + varint(length)
     return b"".join((frames.header(len(execute) + length), execute, fields_and_tag, raw))
+
+
+def _shortened(call: Call, outbox: Outbox) -> tuple[bytes, int]:
+    """Put a long input into the inbox; return what is left of the request, and how long it was."""
+    short = sandbox_pb2.ExecuteRequest()
+    request = call.request
+    data = b""
+    if call.kind == "bytes":
+        data = request.bytes.input
+        short.bytes.export = request.bytes.export
+        short.bytes.result_convention = request.bytes.result_convention
+        short.bytes.result_length_bytes = request.bytes.result_length_bytes
+    elif call.kind == "wasi":
+        data = request.wasi.stdin
+        short.wasi.args.extend(request.wasi.args)
+        short.wasi.env.extend(request.wasi.env)
+    else:
+        short.typed.CopyFrom(request.typed)
+    if MAX_INLINE_BYTES < len(data) <= outbox.inbox_bytes:
+        outbox.put(data)
+        return short.SerializeToString(), len(data)
+    if call.kind == "bytes":
+        short.bytes.input = data
+    elif call.kind == "wasi":
+        short.wasi.stdin = data
+    return short.SerializeToString(), 0

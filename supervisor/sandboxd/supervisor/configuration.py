@@ -9,7 +9,7 @@ from sandboxd.supervisor import endpoints
 from sandboxd.supervisor.compilation import CompileConfig
 from sandboxd.supervisor.errors import StartError
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
-from sandboxd.supervisor.outbox import LOG_OVERHEAD_BYTES
+from sandboxd.supervisor.outbox import file_bytes
 from sandboxd.supervisor.pool import PoolConfig
 from sandboxd.supervisor.settings import MIB, Settings
 from sandboxd.supervisor.zygote import ChildLimits
@@ -122,6 +122,7 @@ def pool_config(settings: Settings) -> PoolConfig:
         max_age_s=settings.runner_max_age / 1000,
         idle_timeout_s=settings.runner_idle_timeout / 1000,
         max_output_bytes=settings.max_output,
+        max_input_bytes=settings.max_message,
         busy_per_module=max(2, len(os.sched_getaffinity(0))),
         patience_s=PATIENCE_S,
         limits=ChildLimits(
@@ -130,7 +131,7 @@ def pool_config(settings: Settings) -> PoolConfig:
             cpu_seconds=int(lifetime_s * RUNNER_THREADS) + 60,
             # It writes no file: the outbox is mapped before the lock-down.
             file_size_bytes=0,
-            shared_bytes=4 * (settings.max_output + LOG_OVERHEAD_BYTES) + 64 * 1024,
+            shared_bytes=file_bytes(settings.max_output, settings.max_message) + 64 * 1024,
             processes=0,
         ),
     )

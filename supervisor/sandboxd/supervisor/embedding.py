@@ -15,6 +15,11 @@ def field_tag(number: int) -> bytes:
     return varint(number << 3 | _LENGTH_DELIMITED)
 
 
+def number_tag(number: int) -> bytes:
+    """Return what a field of this number and of an integer type begins with."""
+    return varint(number << 3)
+
+
 def varint(number: int) -> bytes:
     """Return a number of 0 or more as protobuf writes it: seven bits a byte, the lowest first."""
     if number < 0x80:

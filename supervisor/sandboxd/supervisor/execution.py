@@ -220,7 +220,7 @@ class Executor:
         base_cpu_ns = runner.child.cpu_time_ns()
         rested = runner.rested(base_cpu_ns)
         handed_at = time.monotonic()
-        answer = runner.begin(job_frame(call), call.key, artifact)
+        answer = runner.begin(job_frame(call, runner.outbox), call.key, artifact)
         watchdog = Watchdog(
             self._alarms,
             runner,

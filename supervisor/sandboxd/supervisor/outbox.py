@@ -5,13 +5,19 @@ the certain kill; a long result does, so that frames stay short. The supervisor 
 never maps the file: a runner that shrinks it would turn a mapping into SIGBUS, but only makes pread
 return less. It is sealed against that, too.
 
+The other way goes a long input, through the *inbox*, a fifth region of the same file: it is copied
+once into memory that the runner has mapped already, and not pushed through a socket.
+
 Layout: four little-endian u64 (lengths of standard output, standard error, log, result) at offset
-0; the four regions, `capacity_bytes` each, from offset 4096. The log region is a serialized
-`sandboxd.v1.Logs`. The file is sparse: only pages that were written to cost memory.
+0, and the capacity of the inbox at offset 32; the four regions, `capacity_bytes` each, from offset
+4096; the inbox. The log region is a serialized `sandboxd.v1.Logs`. The file is sparse: only pages
+that were written to cost memory, and what a long call leaves is given back.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import os
 import struct
@@ -42,16 +48,43 @@ class Written:
 NOTHING = Written(b"", b"", b"", b"", honest=True)
 
 
+# Pages that a call left in a region are kept for the next one up to here.
+KEPT_BYTES = 1 << 20
+_INBOX_CAPACITY = struct.Struct("<Q")
+_INBOX_CAPACITY_OFFSET = 32
+# FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE of linux/falloc.h
+_PUNCH_HOLE = 0x01 | 0x02
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+def file_bytes(output_limit_bytes: int, inbox_bytes: int) -> int:
+    """Return how large the file of an outbox and inbox is that hold so much."""
+    return REGIONS_OFFSET + 4 * _capacity(output_limit_bytes) + inbox_bytes
+
+
+def _capacity(output_limit_bytes: int) -> int:
+    return -(-(output_limit_bytes + LOG_OVERHEAD_BYTES) // 4096) * 4096
+
+
 class Outbox:
-    """The supervisor's end. `fd` is passed to the zygote; `capacity_bytes` is of each region."""
+    """The supervisor's end of outbox and inbox.
 
-    __slots__ = ("capacity_bytes", "fd")
+    `fd` is passed to the zygote; `capacity_bytes` is of each region of the outbox.
+    """
 
-    def __init__(self, output_limit_bytes: int) -> None:
+    __slots__ = ("_inbox_used", "capacity_bytes", "fd", "inbox_bytes")
+
+    def __init__(self, output_limit_bytes: int, inbox_bytes: int = 0) -> None:
         self.fd = -1
-        self.capacity_bytes = -(-(output_limit_bytes + LOG_OVERHEAD_BYTES) // 4096) * 4096
+        self.capacity_bytes = _capacity(output_limit_bytes)
+        self.inbox_bytes = inbox_bytes
+        self._inbox_used = 0
         self.fd = os.memfd_create("sandboxd-outbox", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.fd, REGIONS_OFFSET + 4 * self.capacity_bytes)
+        os.ftruncate(self.fd, file_bytes(output_limit_bytes, inbox_bytes))
+        if inbox_bytes:
+            os.pwrite(self.fd, _INBOX_CAPACITY.pack(inbox_bytes), _INBOX_CAPACITY_OFFSET)
         fcntl.fcntl(
             self.fd,
             fcntl.F_ADD_SEALS,
@@ -64,6 +97,9 @@ class Outbox:
         Lengths beyond the region or, together, beyond `limit_bytes` are lies of a runner that has
         been taken over: each part is cut at the limit and `honest` is False.
         """
+        if self._inbox_used > KEPT_BYTES:
+            self._forget(4, self._inbox_used)
+        self._inbox_used = 0
         header = os.pread(self.fd, HEADER.size, 0)
         if header == _ZEROS:
             return NOTHING
@@ -86,10 +122,31 @@ class Outbox:
             self._read(0, out), self._read(1, err), written_log, self._read(3, result), honest
         )
 
+    def put(self, data: bytes) -> None:
+        """Put the input of the next call into the inbox; the caller knows that it fits."""
+        self._inbox_used = len(data)
+        at = REGIONS_OFFSET + 4 * self.capacity_bytes
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self.fd, view, at)
+            at += written
+            view = view[written:]
+
     def _read(self, region: int, length: int) -> bytes:
         if length == 0:
             return b""
-        return os.pread(self.fd, length, REGIONS_OFFSET + region * self.capacity_bytes)
+        data = os.pread(self.fd, length, REGIONS_OFFSET + region * self.capacity_bytes)
+        if length > KEPT_BYTES:
+            self._forget(region, length)
+        return data
+
+    def _forget(self, region: int, length: int) -> None:
+        """Give the pages of a region back."""
+        at = REGIONS_OFFSET + region * self.capacity_bytes
+        if _libc.fallocate(self.fd, _PUNCH_HOLE, at, length):
+            number = ctypes.get_errno()
+            if number != errno.EOPNOTSUPP:
+                raise OSError(number, os.strerror(number))
 
     def __del__(self) -> None:
         # By reference count: a call that still has to read the outbox keeps it alive after its

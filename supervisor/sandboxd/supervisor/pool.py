@@ -71,6 +71,8 @@ class PoolConfig:
     """The largest output limit of a call: sizes the outbox."""
     limits: ChildLimits
     """Resource limits of a runner."""
+    max_input_bytes: int = 0
+    """The longest input of a call: sizes the inbox."""
     busy_per_module: int = 2
     """Calls of one module at work from which on the next one waits for one of them."""
     patience_s: float = 0.0
@@ -363,7 +365,7 @@ class Pool:
 
     def _start(self) -> None:
         assert self._zygote is not None
-        outbox = Outbox(self.config.max_output_bytes)
+        outbox = Outbox(self.config.max_output_bytes, self.config.max_input_bytes)
         interrupt_read, interrupt_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(interrupt_read, True)
         try:

@@ -95,10 +95,15 @@ class Execute(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_FIELD_NUMBER: _builtins.int
+    INBOX_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     TABLE_ELEMENTS_FIELD_NUMBER: _builtins.int
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     FUEL_FIELD_NUMBER: _builtins.int
+    inbox_bytes: _builtins.int
+    """If above 0: that many bytes of `bytes.input` or `wasi.stdin` are in the
+    inbox, and are left out of the request.
+    """
     memory_bytes: _builtins.int
     """Linear memory in bytes."""
     table_elements: _builtins.int
@@ -117,6 +122,7 @@ class Execute(_message.Message):
         self,
         *,
         request: _sandbox_pb2.ExecuteRequest | None = ...,
+        inbox_bytes: _builtins.int = ...,
         memory_bytes: _builtins.int = ...,
         table_elements: _builtins.int = ...,
         output_bytes: _builtins.int = ...,
@@ -124,7 +130,7 @@ class Execute(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_fuel", b"_fuel", "fuel", b"fuel", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fuel", b"_fuel", "fuel", b"fuel", "memory_bytes", b"memory_bytes", "output_bytes", b"output_bytes", "request", b"request", "table_elements", b"table_elements"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fuel", b"_fuel", "fuel", b"fuel", "inbox_bytes", b"inbox_bytes", "memory_bytes", b"memory_bytes", "output_bytes", b"output_bytes", "request", b"request", "table_elements", b"table_elements"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fuel: _TypeAlias = _typing.Literal["fuel"]  # noqa: Y015
     _WhichOneofArgType__fuel: _TypeAlias = _typing.Literal["_fuel", b"_fuel"]  # noqa: Y015
