@@ -6,6 +6,8 @@ Every refusal is a typed fault that names the field. What fits the message but n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sandboxd.supervisor import faults
 from sandboxd.supervisor.artifacts import ModuleInfo
 from sandboxd.supervisor.keys import is_digest
@@ -18,6 +20,9 @@ MAX_ARGUMENTS = 1000
 WASM_MAGIC = b"\0asm"
 # More than this is refused before any guest sees it; a shell's limit is of the same size.
 MAX_WASI_ARGUMENTS = 4096
+# More, and longer, than there are: all that are not active are told.
+MAX_LAYERS = 32
+MAX_LAYER_BYTES = 64
 
 _KINDS = {
     "i32": call_pb2.VALUE_TYPE_I32,
@@ -66,6 +71,19 @@ def check(request: sandbox_pb2.ExecuteRequest) -> None:
             raise faults.InvalidRequest("set typed, bytes or wasi: what to call", field="call")
     if request.process not in sandbox_pb2.ProcessPolicy.values():
         raise faults.InvalidRequest(f"no process policy {request.process}", field="process")
+    if request.require_layers:
+        _check_layers(request.require_layers)
+
+
+def _check_layers(names: Sequence[str]) -> None:
+    if len(names) > MAX_LAYERS:
+        raise faults.InvalidRequest(f"at most {MAX_LAYERS} layers", field="require_layers")
+    for index, name in enumerate(names):
+        if len(name.encode()) > MAX_LAYER_BYTES:
+            raise faults.InvalidRequest(
+                f"a layer's name has at most {MAX_LAYER_BYTES} bytes",
+                field=f"require_layers[{index}]",
+            )
 
 
 def check_digest(digest: str, field: str) -> None:
@@ -234,7 +252,7 @@ def _require_memory(info: ModuleInfo, field: str) -> None:
 
 
 def _not_found(info: ModuleInfo, name: str, field: str) -> faults.Fault:
-    if any(export.name == name for export in info.exports):
+    if name in info.other_names:
         return faults.ExportNotFound(f"the export {name!r} is not a function", field=field)
     return faults.ExportNotFound(f"the module exports no function {name!r}", field=field)
 
