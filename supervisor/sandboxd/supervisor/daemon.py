@@ -39,7 +39,6 @@ from sandboxd.supervisor.services.modules import ModuleService
 from sandboxd.supervisor.services.sandbox import SandboxService
 from sandboxd.supervisor.settings import Settings
 from sandboxd.supervisor.stats import Stats
-from sandboxd.supervisor.store import Store
 from sandboxd.supervisor.uid_range import UidRange
 from sandboxd.supervisor.zygote import Zygote, ZygoteFailed
 from sandboxd.v1 import (
@@ -98,7 +97,7 @@ class Daemon:
         self._notifier = Notifier()
         self._health = health.aio.HealthServicer()
         descriptors = configuration.raise_descriptor_limit()
-        self._store = Store(settings.state_dir, settings.max_module)
+        self._store = configuration.store(settings)
         self._cache = ArtifactCache(settings.artifact_cache, descriptors // 4)
         self._artifacts = ArtifactStore(
             settings.artifact_disk,
@@ -264,7 +263,7 @@ class Daemon:
             SandboxService(self._executor), hardened
         )
         module_pb2_grpc.add_ModuleServiceServicer_to_server(
-            ModuleService(self._store, self._compiles), hardened
+            ModuleService(self._store, self._compiles, self._settings.push_time / 1000), hardened
         )
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(self.snapshot), hardened)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, hardened)
