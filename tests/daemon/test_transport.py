@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -28,14 +29,13 @@ from tests.daemon.calls import (
     refused,
     typed,
 )
+from tests.hostile import http2
 
 from sandboxd.supervisor.services.hardening import MAX_STREAMS
 from sandboxd.v1 import admin_pb2, sandbox_pb2
 
 OURS = ["sandboxd.v1.AdminService", "sandboxd.v1.ModuleService", "sandboxd.v1.SandboxService"]
 STANDARD = ["grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"]
-# What a client says first: the preface, and no settings.
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -187,6 +187,32 @@ def test_open_streams_are_bounded_the_oldest_one_ends_and_calls_go_on(
         assert not watch.done()
 
 
+def test_a_watch_whose_client_takes_no_bytes_holds_up_neither_others_nor_the_end(
+    start_daemon: Any,
+) -> None:
+    headers = http2.call_headers(b"/grpc.health.v1.Health/Watch")
+    asks = http2.frame(http2.HEADERS, http2.END_HEADERS, 1, headers)
+    asks += http2.frame(http2.DATA, http2.END_STREAM, 1, bytes(5))
+
+    def is_being_answered(connection: http2.Connection) -> bool:
+        connection.drain()
+        return any(kind == http2.HEADERS for kind, *_ in connection.frames())
+
+    with (
+        start_daemon() as daemon,
+        http2.Connection(str(daemon.socket), window=0) as deaf,
+        calling(daemon) as caller,
+    ):
+        deaf.send(asks)
+        eventually(lambda: is_being_answered(deaf))
+        stub: Any = health_pb2_grpc.HealthStub(caller.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=10)
+        assert next(watch).status == SERVING
+        daemon.process.send_signal(signal.SIGTERM)
+        assert next(watch).status == NOT_SERVING
+        assert daemon.process.wait(PATIENCE_S) == 0
+
+
 def test_idle_connections_do_not_take_the_descriptors_of_calls(
     start_daemon: Any, sink_wasm: bytes
 ) -> None:
@@ -195,21 +221,19 @@ def test_idle_connections_do_not_take_the_descriptors_of_calls(
         assert "RLIMIT_NOFILE" in daemon.log
         digest = daemon.push(sink_wasm)
         running = caller.sandbox.Execute.future(typed(digest, "spin", wall_time_ms=3000))
-        idle = []
-        for _ in range(400):
-            connection = socket.socket(socket.AF_UNIX)
-            connection.connect(str(daemon.socket))
-            connection.sendall(PREFACE)
-            idle.append(connection)
-        for _ in range(5):
-            fresh = typed(digest, "add", i32(1), i32(2))
-            fresh.process = sandbox_pb2.PROCESS_POLICY_FRESH
-            assert caller.execute(fresh).completed.results[0].i32 == 3
-        assert running.result().WhichOneof("outcome") == "deadline_exceeded"
-        for connection in idle:
-            connection.close()
+        with contextlib.ExitStack() as idle:
+            for _ in range(400):
+                connection = idle.enter_context(socket.socket(socket.AF_UNIX))
+                connection.connect(str(daemon.socket))
+                with contextlib.suppress(OSError):  # one too many: it was closed at once
+                    connection.sendall(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0))
+            for _ in range(5):
+                fresh = typed(digest, "add", i32(1), i32(2))
+                fresh.process = sandbox_pb2.PROCESS_POLICY_FRESH
+                assert caller.execute(fresh).completed.results[0].i32 == 3
+            assert running.result().WhichOneof("outcome") == "deadline_exceeded"
         # Who was kept out can connect now.
-        eventually(lambda: daemon.status().pool.zygote_starts_total == 1)
+        assert daemon.status().pool.zygote_starts_total == 1
 
 
 # --- the socket -----------------------------------------------------------------------------------

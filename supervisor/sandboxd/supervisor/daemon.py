@@ -35,6 +35,7 @@ from sandboxd.supervisor.pool import Pool
 from sandboxd.supervisor.sdnotify import Notifier
 from sandboxd.supervisor.services.admin import AdminService
 from sandboxd.supervisor.services.hardening import HardenedServer
+from sandboxd.supervisor.services.health import HealthService
 from sandboxd.supervisor.services.modules import ModuleService
 from sandboxd.supervisor.services.sandbox import SandboxService
 from sandboxd.supervisor.settings import Settings
@@ -95,7 +96,7 @@ class Daemon:
         self._layers: dict[str, control_pb2.IsolationLayer] = {}
         self._draining = False
         self._notifier = Notifier()
-        self._health = health.aio.HealthServicer()
+        self._health = HealthService()
         descriptors = configuration.raise_descriptor_limit()
         self._store = configuration.store(settings)
         self._cache = ArtifactCache(settings.artifact_cache, descriptors // 4)
@@ -246,7 +247,7 @@ class Daemon:
         if not serving:
             state = health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", *SERVICES):
-            await self._health.set(name, state)
+            self._health.set(name, state)
 
     async def _keep_alive(self) -> None:
         """Tell systemd that the event loop turns."""
