@@ -24,6 +24,7 @@ REASONS = [
     (Code.INVALID_ARGUMENT, "EXPORT_NOT_FOUND", api.ExportNotFound),
     (Code.INVALID_ARGUMENT, "ARGUMENT_MISMATCH", api.ArgumentMismatch),
     (Code.NOT_FOUND, "MODULE_NOT_FOUND", api.ModuleNotFound),
+    (Code.DATA_LOSS, "MODULE_DAMAGED", api.ModuleDamaged),
     (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL", api.QueueFull),
     (Code.RESOURCE_EXHAUSTED, "STORE_FULL", api.StoreFull),
     (Code.UNAVAILABLE, "RUNNER_LOST", api.RunnerLost),

@@ -18,6 +18,7 @@ from tests.daemon.calls import (
     Caller,
     Refusal,
     calling,
+    count,
     eventually,
     i32,
     parts,
@@ -286,7 +287,7 @@ CHUNK = module_pb2.PushRequest(chunk=MAGIC)
 STREAMS = {
     "empty": ((), "INVALID_MODULE"),
     "only a header": ((HEADER,), "INVALID_MODULE"),
-    "only an empty chunk": ((module_pb2.PushRequest(chunk=b""),), "INVALID_MODULE"),
+    "an empty chunk": ((*parts(MAGIC), module_pb2.PushRequest(chunk=b"")), "INVALID_REQUEST"),
     "two headers": ((HEADER, HEADER, CHUNK), "INVALID_REQUEST"),
     "a header after the chunks": ((CHUNK, HEADER), "INVALID_REQUEST"),
     "neither header nor chunk": ((module_pb2.PushRequest(),), "INVALID_REQUEST"),
@@ -301,11 +302,9 @@ def test_a_stream_out_of_order_is_refused(caller: Caller, case: str) -> None:
     assert refused_push(caller, *messages).reason == reason
 
 
-def test_chunks_may_be_of_any_size(caller: Caller) -> None:
+def test_chunks_may_be_as_small_as_one_byte(caller: Caller) -> None:
     wasm = numbered(301)
-    empty = module_pb2.PushRequest(chunk=b"")
-    messages = [empty, *parts(wasm, chunk_bytes=1), empty]
-    assert caller.push_parts(messages).module.digest == digest_of(wasm)
+    assert caller.push_parts(parts(wasm, chunk_bytes=1)).module.digest == digest_of(wasm)
 
 
 @pytest.mark.usefixtures("nothing_is_left")
@@ -386,6 +385,69 @@ def test_what_was_acknowledged_survives_a_crash(
         assert set(all_digests(caller)) == {kept.digest, damaged}
         done = caller.execute(typed(damaged, "one"))
         assert done.WhichOneof("outcome") == "completed"
+
+
+def test_a_module_that_was_damaged_is_not_compiled_again_and_no_longer_served(
+    lasting: Any, sink_wasm: bytes, wat: Callable[[str], bytes]
+) -> None:
+    other = wat('(module (func (export "add") (param i32 i32) (result i32) (i32.const 42)))')
+    with calling(lasting) as caller:
+        digest = caller.push(sink_wasm).module.digest
+        entry = lasting.state_dir / "modules" / "default" / digest.removeprefix("sha256:")
+        (entry / "module.wasm").write_bytes(other)
+        # What was compiled at the push is of the bytes that were pushed.
+        plain = typed(digest, "add", i32(1), i32(2))
+        assert caller.execute(plain).completed.results[0].i32 == 3
+        metered = typed(digest, "add", i32(1), i32(2), fuel=10_000)
+        found = refused(caller.execute, metered)
+        assert (found.code, found.reason) == (grpc.StatusCode.DATA_LOSS, "MODULE_DAMAGED")
+        assert found.metadata == {"digest": digest}
+        assert count(lasting, "MODULE_DAMAGED") == 1
+        assert f"module {digest} is damaged" in lasting.log
+        for call in (lambda: caller.execute(plain), lambda: caller.get(digest)):
+            assert refused(call).reason == "MODULE_NOT_FOUND"
+        # Who pushes it again mends it.
+        assert caller.push(sink_wasm).created
+        assert (entry / "module.wasm").read_bytes() == sink_wasm
+        assert caller.execute(metered).completed.results[0].i32 == 3
+
+
+def test_a_push_that_trickles_ends_in_time_and_leaves_nothing(start_daemon: Any) -> None:
+    with start_daemon("--push-time", "1s") as daemon, calling(daemon) as caller:
+        ended = threading.Event()
+
+        def trickle() -> Iterator[Message]:
+            yield from parts(MAGIC)
+            while not ended.wait(0.1):
+                yield module_pb2.PushRequest(chunk=b"\0")
+
+        found = refused(lambda: caller.modules.Push(trickle(), timeout=PATIENCE_S))
+        ended.set()
+        assert (found.code, found.reason) == (
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            "DEADLINE_EXCEEDED",
+        )
+        assert (found.metadata or {})["setting"] == "--push-time"
+        eventually(lambda: not leftovers(daemon), "incoming/ is empty")
+
+
+def test_no_more_is_stored_than_the_settings_allow(start_daemon: Any) -> None:
+    with (
+        start_daemon("--max-modules", "2", "--module-disk", "4KiB") as daemon,
+        calling(daemon) as caller,
+    ):
+        large = MAGIC + bytes([0, 0xC1, 0x1F, 1]) + b"n" + bytes(4031)
+        found = refused(caller.push, large)
+        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL")
+        assert (found.metadata or {})["setting"] == "--module-disk"
+        first, second = (caller.push(numbered(n)).module.digest for n in (1, 2))
+        found = refused(caller.push, numbered(3))
+        assert found.metadata == {"setting": "--max-modules", "maximum": "2"}
+        # What is stored already needs no room.
+        assert not caller.push(numbered(2)).created
+        caller.delete(first)
+        assert caller.push(numbered(3)).created
+        assert set(all_digests(caller)) == {second, digest_of(numbered(3))}
 
 
 def test_a_module_that_is_too_large_is_refused(lasting: Any) -> None:

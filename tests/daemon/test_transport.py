@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -27,9 +29,10 @@ from tests.daemon.calls import (
     refused,
     typed,
 )
+from tests.hostile import http2
 
 from sandboxd.supervisor.services.hardening import MAX_STREAMS
-from sandboxd.v1 import admin_pb2
+from sandboxd.v1 import admin_pb2, sandbox_pb2
 
 OURS = ["sandboxd.v1.AdminService", "sandboxd.v1.ModuleService", "sandboxd.v1.SandboxService"]
 STANDARD = ["grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"]
@@ -158,20 +161,79 @@ def test_reflection_lists_the_services_and_describes_them(caller: Caller) -> Non
     assert described.file_descriptor_response.file_descriptor_proto
 
 
-def test_open_streams_are_bounded_and_cost_the_calls_nothing(
+def test_open_streams_are_bounded_the_oldest_one_ends_and_calls_go_on(
     start_daemon: Any, sink_wasm: bytes
 ) -> None:
-    with start_daemon() as daemon, calling(daemon) as caller:
-        stub: Any = health_pb2_grpc.HealthStub(caller.channel)
-        watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(MAX_STREAMS)]
+    with start_daemon() as daemon, calling(daemon) as hog, calling(daemon) as caller:
+        hogging: Any = health_pb2_grpc.HealthStub(hog.channel)
+        watches = [hogging.Watch(health_pb2.HealthCheckRequest()) for _ in range(MAX_STREAMS)]
         assert [next(watch).status for watch in watches] == [SERVING] * MAX_STREAMS
-        found = refused(next, stub.Watch(health_pb2.HealthCheckRequest()))
-        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-        assert found.retry_after_ms
+        # Somebody else can watch nevertheless, and reflect.
+        stub: Any = health_pb2_grpc.HealthStub(caller.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == SERVING
+        reflected = reflection_pb2.ServerReflectionRequest(list_services="")
+        reflecting: Any = reflection_pb2_grpc.ServerReflectionStub(caller.channel)
+        assert next(reflecting.ServerReflectionInfo(iter([reflected])))
+        # Which were the oldest, the order of their arrival decided. The others go on.
+        eventually(lambda: sum(one.done() for one in watches) == 2)
+        for ended in watches:
+            if ended.done():
+                found = refused(next, ended)
+                assert (found.code.name, found.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+                assert found.retry_after_ms
         sum_of = caller.execute(typed(sink_wasm, "add", i32(1), i32(2))).completed.results[0].i32
         assert sum_of == 3
-        watches.pop().cancel()
-        eventually(lambda: next(stub.Watch(health_pb2.HealthCheckRequest())).status == SERVING)
+        assert not watch.done()
+
+
+def test_a_watch_whose_client_takes_no_bytes_holds_up_neither_others_nor_the_end(
+    start_daemon: Any,
+) -> None:
+    headers = http2.call_headers(b"/grpc.health.v1.Health/Watch")
+    asks = http2.frame(http2.HEADERS, http2.END_HEADERS, 1, headers)
+    asks += http2.frame(http2.DATA, http2.END_STREAM, 1, bytes(5))
+
+    def is_being_answered(connection: http2.Connection) -> bool:
+        connection.drain()
+        return any(kind == http2.HEADERS for kind, *_ in connection.frames())
+
+    with (
+        start_daemon() as daemon,
+        http2.Connection(str(daemon.socket), window=0) as deaf,
+        calling(daemon) as caller,
+    ):
+        deaf.send(asks)
+        eventually(lambda: is_being_answered(deaf))
+        stub: Any = health_pb2_grpc.HealthStub(caller.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=10)
+        assert next(watch).status == SERVING
+        daemon.process.send_signal(signal.SIGTERM)
+        assert next(watch).status == NOT_SERVING
+        assert daemon.process.wait(PATIENCE_S) == 0
+
+
+def test_idle_connections_do_not_take_the_descriptors_of_calls(
+    start_daemon: Any, sink_wasm: bytes
+) -> None:
+    few = ("prlimit", "--nofile=320")
+    with start_daemon("--max-runners", "4", wrapped=few) as daemon, calling(daemon) as caller:
+        assert "RLIMIT_NOFILE" in daemon.log
+        digest = daemon.push(sink_wasm)
+        running = caller.sandbox.Execute.future(typed(digest, "spin", wall_time_ms=3000))
+        with contextlib.ExitStack() as idle:
+            for _ in range(400):
+                connection = idle.enter_context(socket.socket(socket.AF_UNIX))
+                connection.connect(str(daemon.socket))
+                with contextlib.suppress(OSError):  # one too many: it was closed at once
+                    connection.sendall(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0))
+            for _ in range(5):
+                fresh = typed(digest, "add", i32(1), i32(2))
+                fresh.process = sandbox_pb2.PROCESS_POLICY_FRESH
+                assert caller.execute(fresh).completed.results[0].i32 == 3
+            assert running.result().WhichOneof("outcome") == "deadline_exceeded"
+        # Who was kept out can connect now.
+        assert daemon.status().pool.zygote_starts_total == 1
 
 
 # --- the socket -----------------------------------------------------------------------------------

@@ -70,9 +70,13 @@ async def large_metadata(bench: Bench) -> str:
 async def no_time_left(bench: Bench) -> str:
     message = sandbox_pb2.ExecuteRequest(digest=await bench.stored(assembled(CABINET)))
     message.typed.export = "spin"
-    code = await bench.sandbox.Execute(message, timeout=0.05).code()
+    # Both clocks run out at the same time; the client's is usually the first to be heard.
+    call = bench.sandbox.Execute(message, timeout=0.05)
+    said = (await call.code()).name
+    if said == "OK" and (await call).HasField("deadline_exceeded"):
+        said = grpc.StatusCode.DEADLINE_EXCEEDED.name
     await _slot_is_free(bench)
-    return f"{code.name}, and the slot is free"
+    return f"{said}, and the slot is free"
 
 
 TYPED = call_pb2.TypedCall(export="spin")

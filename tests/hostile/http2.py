@@ -42,11 +42,15 @@ def _integer(number: int) -> bytes:
 
 
 def execute_headers(*extra: bytes) -> bytes:
+    return call_headers(b"/sandboxd.v1.SandboxService/Execute", *extra)
+
+
+def call_headers(path: bytes, *extra: bytes) -> bytes:
     return b"".join(
         [
             header(b":method", b"POST"),
             header(b":scheme", b"http"),
-            header(b":path", b"/sandboxd.v1.SandboxService/Execute"),
+            header(b":path", path),
             header(b":authority", b"localhost"),
             header(b"te", b"trailers"),
             header(b"content-type", b"application/grpc"),

@@ -56,6 +56,10 @@ class Villain:
     def frame(self, payload: bytes) -> None:
         self.raw(struct.pack("<I", len(payload)) + payload)
 
+    def varint(self, number: int) -> bytes:
+        low = bytes([number & 0x7F | (0x80 if number > 0x7F else 0)])
+        return low + self.varint(number >> 7) if number > 0x7F else low
+
     def say(self, **reply: Any) -> None:
         self.frame(self.reply(**reply).SerializeToString())
 

@@ -60,7 +60,7 @@ def _header(**fields: object) -> module_pb2.PushRequest:
 GOOD = assembled(_GOOD)
 
 NOT_MODULES = [
-    Row("nothing", INVALID, pushed(b"")),
+    Row("nothing", BAD_REQUEST, pushed(b"")),
     Row("WAT text", INVALID, pushed(_GOOD.encode())),
     Row("WAT text in the call", INVALID, inline(_GOOD.encode())),
     Row("gzip", INVALID, pushed(gzip.compress(GOOD))),

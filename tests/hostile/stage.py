@@ -43,10 +43,18 @@ MODULE_HEAD = b"\0asm\x01\0\0\0"
 HONEST_COMPILER = b"compiled()"
 OUTPUT_LIMIT = 64 * 1024
 
-_LIMITS = ChildLimits(data_bytes=0, cpu_seconds=0, file_size_bytes=0, shared_bytes=0, processes=0)
+# As a daemon sets them. Nothing here enforces them, but verdicts compare with them.
+_LIMITS = ChildLimits(
+    data_bytes=256 * MIB,
+    cpu_seconds=120,
+    file_size_bytes=16 * MIB,
+    shared_bytes=16 * MIB,
+    processes=16,
+)
 _CALL = CallLimits(WALL_MS, 60_000, MIB, 100, OUTPUT_LIMIT)
 _MOST = CallLimits(60_000, 60_000, MIB, 100, OUTPUT_LIMIT)
 COMPILE_WALL_S = 0.8
+CACHE_BYTES = 16 * MIB
 # gRPC's soft limit.
 METADATA_BYTES = 8192
 
@@ -100,7 +108,7 @@ class Stage:
         await self.zygote.start(launcher, "off", (), control_pb2.Cgroups(mode="off"))
         disk = ArtifactStore(0, MIB, is_stored=lambda tenant, digest: False)
         self.compiles = CompileService(
-            CompileConfig(2, 16, COMPILE_WALL_S, MIB, _LIMITS), ArtifactCache(16 * MIB, 64), disk
+            CompileConfig(2, 16, COMPILE_WALL_S, MIB, _LIMITS), ArtifactCache(CACHE_BYTES, 64), disk
         )
         self.compiles.use_zygote(self.zygote, 0)
         self.pool = Pool(PoolConfig(8, 0, 64, 1000, 600.0, 600.0, OUTPUT_LIMIT, _LIMITS))
@@ -108,7 +116,7 @@ class Stage:
         self.executor = Executor(
             self.pool,
             self.compiles,
-            Store(self._directory, MIB),
+            Store(self._directory, MIB, 100, 100 * MIB),
             LimitPolicy(_CALL, _MOST),
             self.stats,
             GRACE_S,

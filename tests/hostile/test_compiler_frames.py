@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import pytest_asyncio
 from tests.hostile.stage import (
+    CACHE_BYTES,
     COMPILE_WALL_S,
     MIB,
     SLACK_S,
@@ -18,6 +23,10 @@ from tests.hostile.stage import (
     open_descriptors,
     resident_bytes,
 )
+
+from sandboxd.supervisor.services.modules import ModuleService
+from sandboxd.supervisor.store import Store
+from sandboxd.v1 import module_pb2
 
 TOO_COMPLEX = "MODULE_TOO_COMPLEX"
 # The compiler's own limits are to fire, not the call's.
@@ -58,6 +67,14 @@ LIES = [
     Lie("an artifact beyond the limit", "os.ftruncate(fds[2], 2 << 20); "
         "compiled(size=2 << 20)"),
     Lie("50,000 exports", "compiled(exports=[call_pb2.Extern()] * 50_000)"),
+    Lie("10,001 exports", "compiled(exports=[call_pb2.Extern(kind=1)] * 10_001)"),
+    Lie("700,000 exports behind a field that nobody knows",
+        "os.write(fds[2], b'x')\n"
+        "told = runner_pb2.Compiled(artifact_size_bytes=1).SerializeToString()\n"
+        "told += b'\\x1a\\0' * 700_000\n"
+        "frame(b'\\xfa\\x01\\x01\\x80' + b'\\x1a' + varint(len(told)) + told); hang()"),
+    Lie("types that cannot be", "compiled(exports=[call_pb2.Extern(name='f', kind=1, "
+        "params=[1 << 30])])"),
     Lie("50,000 imports, in pieces", "part = reply(compiled=runner_pb2.Compiled("
         "imports=[call_pb2.Extern()] * 1000)).SerializeToString()\nframe(part * 50); hang()"),
     Lie("a signature of 100,000 numbers", "compiled(exports=[call_pb2.Extern(name='f', kind=1, "
@@ -72,11 +89,17 @@ LIES = [
     Lie("descriptors without end", "raw(b'\\xff\\xff\\0\\0')\n"
         "while True: pass_descriptors(200, b'x')"),
     Lie("closes its socket", "sock.close(); hang()"),
+    Lie("half a frame, and closes its socket", "raw(b'abc'); sock.close(); hang()"),
+    Lie("closes its socket and burns", "sock.close()\nwhile True: pass"),
     Lie("ends without a word", "os._exit(0)"),
     Lie("aborts", "os.abort()"),
     Lie("stops itself", "os.kill(os.getpid(), signal.SIGSTOP)"),
     Lie("answers and stays", "compiled(); hang()", "completed"),
 ]  # fmt: skip
+
+
+async def parts(pushed: bytes) -> AsyncIterator[module_pb2.PushRequest]:
+    yield module_pb2.PushRequest(chunk=pushed)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -103,6 +126,38 @@ async def test_a_lying_compiler_costs_its_own_module_and_nobody_elses(
     # One idle runner and its artifact, and one of each that may still be dying.
     assert open_descriptors() - open_before <= 5 + 1 + 5
     assert stage.lost == []
+
+
+async def test_a_compiler_that_was_taken_over_cannot_change_what_is_stored(
+    stage: Stage, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "state", MIB, 10, MIB)
+    store.open()
+    service = ModuleService(store, stage.compiles, push_time_s=10)
+    pushed = stage.module(
+        b"for change in (lambda: os.pwrite(fds[1], b'evil', 8), lambda: os.ftruncate(fds[1], 9)):\n"
+        b"    try: change()\n"
+        b"    except OSError: pass\n"
+        b"compiled()"
+    )
+    context: Any = SimpleNamespace(time_remaining=lambda: None)
+    response = await service.Push(parts(pushed), context)
+    assert response.created
+    fd = store.open_wasm("default", response.module.digest)
+    assert os.pread(fd, MIB, 0) == pushed
+    os.close(fd)
+    store.close()
+
+
+async def test_what_compilers_tell_is_in_the_budget(stage: Stage) -> None:
+    exports = "call_pb2.Extern(name=str(n), kind=1, params=[1] * 90) for n in range(3000)"
+    cache = stage.compiles.cache
+    for _ in range(40):
+        module = stage.module(f"compiled(exports=[{exports}])".encode())
+        assert await stage.call("answer(b'x')", module, wall_ms=CALL_WALL_MS) == "EXPORT_NOT_FOUND"
+    assert cache.size_bytes <= CACHE_BYTES
+    # Each takes some 0.5 MiB, with a byte of code.
+    assert 4 <= len(cache) <= 39
 
 
 async def test_a_call_does_not_wait_for_a_hung_compiler_beyond_its_deadline(stage: Stage) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.hostile.stage import GRACE_S, SLACK_S, WALL_MS, Neighbour, Stage
@@ -21,8 +23,10 @@ TYPED = {
     "completed", "exited", "trapped", "limit_exceeded", "host_error", "link_error", "limit",
     "deadline", "protocol_violation", "ARGUMENT_MISMATCH", "crashed",
 }  # fmt: skip
-COMPILE_FAULTS = {"INVALID_MODULE", "MODULE_TOO_COMPLEX", "COMPILER_LOST", "EXPORT_NOT_FOUND",
-                  "ARGUMENT_MISMATCH"}  # fmt: skip
+# Nobody kills a compiler from outside here: what it does itself must not look like it.
+COMPILE_FAULTS = {
+    "INVALID_MODULE", "MODULE_TOO_COMPLEX", "EXPORT_NOT_FOUND", "ARGUMENT_MISMATCH",
+}  # fmt: skip
 EXAMPLES = 100
 AT_ONCE = 4
 
@@ -220,15 +224,19 @@ def test_a_reader_never_holds_more_than_a_frame_and_a_read(data: bytes, limit: i
 
 @given(runner_replies)
 @settings(database=None, deadline=None)
-def test_counting_fields_agrees_with_the_message(reply: runner_pb2.RunnerReply) -> None:
+def test_counting_fields_takes_every_honest_message(reply: runner_pb2.RunnerReply) -> None:
     payload = reply.SerializeToString()
-    fields = len(reply.ListFields())
-    assert frames.more_fields_than(payload, fields, levels=1) is False
-    assert frames.more_fields_than(payload, fields - 1, levels=1) is True
+    kind = runner_pb2.RunnerReply.DESCRIPTOR
+    assert not frames.more_fields_than(payload, 1000, kind)
+    assert frames.more_fields_than(payload, len(reply.ListFields()) - 1, kind)
 
 
-@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize("message", [runner_pb2.RunnerReply, runner_pb2.CompilerReply])
 @given(st.binary(max_size=200))
 @settings(database=None, deadline=None)
-def test_counting_fields_of_noise_never_raises(levels: int, noise: bytes) -> None:
-    frames.more_fields_than(noise, 5, levels)
+def test_counting_fields_of_noise_never_raises_and_takes_no_more_than_the_parser(
+    message: type[runner_pb2.RunnerReply | runner_pb2.CompilerReply], noise: bytes
+) -> None:
+    if not frames.more_fields_than(noise, 5, message.DESCRIPTOR):
+        with contextlib.suppress(DecodeError):
+            assert len(message.FromString(noise).ListFields()) <= 5

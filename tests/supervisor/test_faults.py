@@ -52,6 +52,30 @@ def test_every_fault_tells_its_reason_message_and_metadata(
     assert "RetryInfo" not in details
 
 
+long_texts = st.builds(
+    lambda char, count: char * count,
+    st.sampled_from(["x", "\n", "ä", "\U0001f4a5"]),
+    st.integers(0, 20_000),
+)
+
+
+@given(
+    long_texts,
+    long_texts,
+    st.dictionaries(st.sampled_from(["layers", "digest", "maximum", "actual"]), long_texts),
+)
+def test_whatever_a_fault_quotes_its_details_fit_trailing_metadata(
+    message: str, field: str, metadata: dict[str, str]
+) -> None:
+    fault = faults.InvalidRequest(message, field=field, metadata=metadata, retry_after_s=1.0)
+    percent_encoded = 3 * len(fault.message.encode())
+    base64 = len(fault.details()) * 4 // 3
+    assert percent_encoded + base64 < SOFT_METADATA_BYTES
+    assert fault.metadata.keys() == metadata.keys()
+    for name, value in fault.metadata.items():
+        assert value == metadata[name] or value.endswith("...")
+
+
 @given(st.floats(0.001, 1e6))
 def test_a_retryable_fault_tells_when_to_retry(after_s: float) -> None:
     _, details = unpack(faults.QueueFull("full", retry_after_s=after_s))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from google.protobuf.descriptor import Descriptor
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,8 +19,11 @@ from sandboxd.supervisor.frames import (
     more_fields_than,
 )
 from sandboxd.v1 import call_pb2
+from sandboxd.wire.v1 import runner_pb2
 
 LIMIT = 64
+REPLY = runner_pb2.CompilerReply.DESCRIPTOR
+LOGS = call_pb2.Logs.DESCRIPTOR
 payloads = st.lists(st.binary(min_size=1, max_size=LIMIT), max_size=MAX_FRAMES_PER_READ)
 
 
@@ -88,9 +92,43 @@ def test_empty_frames_and_too_many_at_once_are_refused(flood: bytes) -> None:
 @given(st.lists(st.binary(max_size=20), max_size=20), st.integers(1, 25))
 def test_fields_are_counted_without_parsing(messages: list[bytes], maximum: int) -> None:
     logs = call_pb2.Logs(entries=[call_pb2.LogEntry(message=message) for message in messages])
-    assert more_fields_than(logs.SerializeToString(), maximum, 1) == (len(messages) > maximum)
+    counted = more_fields_than(logs.SerializeToString(), maximum, LOGS)
+    assert counted == (len(messages) > maximum)
 
 
-@given(st.binary(max_size=60))
-def test_counting_fields_of_garbage_never_fails(garbage: bytes) -> None:
-    more_fields_than(garbage, 3, 2)
+def test_fields_are_counted_as_deep_as_they_multiply() -> None:
+    compiled = runner_pb2.Compiled(
+        exports=[call_pb2.Extern(name="f", params=[call_pb2.VALUE_TYPE_I32] * 99)] * 10
+    )
+    payload = runner_pb2.CompilerReply(compiled=compiled).SerializeToString()
+    # The reply's one field, and ten exports; what an export holds costs no more than it is long.
+    assert not more_fields_than(payload, 11, REPLY)
+    assert more_fields_than(payload, 10, REPLY)
+
+
+@pytest.mark.parametrize(
+    "alien",
+    [
+        b"\xfa\x01\x01\x80",  # an unknown field whose content is no message
+        b"\xf8\x01\x00",  # an unknown number
+        b"\x1b\x1c",  # a group
+        b"\x18\x00",  # a known field of another wire type
+        b"\x1a\x7f",  # longer than what is there
+        b"\x1a",  # no length
+        b"\xff" * 11,  # a number without end
+        b"\x00\x00",
+    ],
+)
+def test_what_the_count_cannot_follow_is_refused_before_it_is_parsed(alien: bytes) -> None:
+    compiled = runner_pb2.Compiled(exports=[call_pb2.Extern(name="f")]).SerializeToString()
+    for payload in (
+        runner_pb2.CompilerReply(compiled=runner_pb2.Compiled()).SerializeToString() + alien,
+        b"\x1a" + bytes([len(compiled) + len(alien)]) + compiled + alien,
+    ):
+        assert more_fields_than(payload, 100, REPLY)
+
+
+@pytest.mark.parametrize("kind", [runner_pb2.RunnerReply.DESCRIPTOR, REPLY, LOGS])
+@given(garbage=st.binary(max_size=60))
+def test_counting_fields_of_garbage_never_fails(kind: Descriptor, garbage: bytes) -> None:
+    more_fields_than(garbage, 3, kind)

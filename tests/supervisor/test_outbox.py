@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sandboxd.supervisor.outbox import (
@@ -51,6 +51,8 @@ u64 = st.integers(0, 2**64 - 1) | st.integers(LIMIT - 2, LIMIT + 2)
 
 
 @given(u64, u64, u64, u64, st.integers(0, LIMIT))
+@example(0, 0, 1, 0, LIMIT)
+@example(0, 0, 4, 0, LIMIT)
 def test_lying_lengths_never_yield_more_than_the_limit(
     out: int, err: int, log: int, result: int, limit: int
 ) -> None:

@@ -48,6 +48,8 @@ MALFORMED = {
     "wasm": request(wasm=b"(module)"),
     "call": sandbox_pb2.ExecuteRequest(digest=DIGEST),
     "process": request(process=7),
+    "require_layers": request(require_layers=["x"] * 33),
+    "require_layers[1]": request(require_layers=["x" * 64, "ä" * 33]),
     "typed.export": typed(),
     "typed.args[1]": typed(export="f", args=[call_pb2.Value(i32=1), call_pb2.Value()]),
     "bytes.export": bytes_call(),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -21,10 +23,15 @@ from sandboxd.supervisor.store import (
     StateDirectoryForeign,
     Store,
 )
-from sandboxd.v1 import module_pb2
+from sandboxd.v1 import call_pb2, module_pb2
 
 TENANT = "default"
 MAX_BYTES = 64
+EXPORTS = [call_pb2.Extern(name="f", kind=call_pb2.EXTERN_KIND_FUNCTION)]
+
+
+def new_store(directory: Path, max_modules: int = 100, budget_bytes: int = 1 << 20) -> Store:
+    return Store(directory, MAX_BYTES, max_modules, budget_bytes)
 
 
 def push(store: Store, content: bytes, tenant: str = TENANT) -> bool:
@@ -33,7 +40,9 @@ def push(store: Store, content: bytes, tenant: str = TENANT) -> bool:
     try:
         incoming.write(content[:3])
         incoming.write(content[3:])
-        meta = module_pb2.Module(digest=incoming.digest, size_bytes=incoming.size_bytes)
+        meta = module_pb2.Module(
+            digest=incoming.digest, size_bytes=incoming.size_bytes, exports=EXPORTS
+        )
         created = store.commit(tenant, incoming, meta)
         store.remember(tenant, meta)
         return created
@@ -64,7 +73,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.store = Store(self.directory / "state", MAX_BYTES)
+        self.store = new_store(self.directory / "state")
         self.store.open()
 
     @rule(content=st.binary(max_size=8))
@@ -132,6 +141,9 @@ class StoreMachine(RuleBasedStateMachine):
             meta = self.store.get(TENANT, digest)
             assert meta is not None
             assert meta.size_bytes == len(content)
+            described = self.store.describe(TENANT, digest)
+            assert described is not None
+            assert (described.digest, list(described.exports)) == (digest, EXPORTS)
             assert read(self.store, digest) == content
         for digest in self.damaged:
             assert self.store.get(TENANT, digest) is None
@@ -151,7 +163,7 @@ TestStoreMachine = StoreMachine.TestCase
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    opened = Store(tmp_path / "state", MAX_BYTES)
+    opened = new_store(tmp_path / "state")
     opened.open()
     return opened
 
@@ -210,7 +222,8 @@ def test_the_second_push_of_a_module_leaves_the_first_as_it_was(store: Store) ->
     assert created == [True, False]
     kept = store.get(TENANT, digest_of(b"same"))
     assert kept is not None
-    assert kept.create_time.seconds == 1
+    assert kept.created_at_ns == 10**9
+    assert kept.brief() == metas[0]
 
 
 def test_a_module_of_too_many_bytes_is_refused_by_the_chunk_that_exceeds(store: Store) -> None:
@@ -231,8 +244,92 @@ def test_the_digest_is_that_of_all_chunks(store: Store) -> None:
     incoming.close()
 
 
+def test_what_is_handed_to_a_compiler_cannot_be_written_to(store: Store) -> None:
+    incoming = store.begin()
+    incoming.write(b"pushed")
+    fd = incoming.reopen()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.pwrite(fd, b"other", 0)
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.ftruncate(fd, 0)
+    with pytest.raises(PermissionError):
+        mmap.mmap(fd, 6)
+    assert os.pread(fd, 99, 0) == b"pushed"
+    os.close(fd)
+    incoming.close()
+
+
+def test_a_push_whose_file_grew_is_not_stored(store: Store) -> None:
+    incoming = store.begin()
+    incoming.write(b"pushed")
+    os.pwrite(incoming.fd, b"more", 6)
+    meta = module_pb2.Module(digest=incoming.digest, size_bytes=incoming.size_bytes)
+    with pytest.raises(faults.ModuleDamaged):
+        store.commit(TENANT, incoming, meta)
+    incoming.close()
+    assert store.describe(TENANT, meta.digest) is None
+
+
+def test_the_index_holds_no_descriptions(store: Store, tmp_path: Path) -> None:
+    push(store, b"x")
+    kept = store.get(TENANT, digest_of(b"x"))
+    assert kept is not None
+    assert [type(value) for value in kept] == [str, int, int, int]
+    store.close()
+    again = new_store(tmp_path / "state")
+    again.open()
+    assert again.get(TENANT, digest_of(b"x")) == kept
+    again.close()
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\xff", b"", module_pb2.Module(digest="x").SerializeToString()]
+)
+def test_a_description_that_was_damaged_is_told(
+    store: Store, tmp_path: Path, damage: bytes
+) -> None:
+    push(store, b"x")
+    (meta,) = (tmp_path / "state").rglob(META_NAME)
+    meta.write_bytes(damage)
+    with pytest.raises(faults.ModuleDamaged):
+        store.describe(TENANT, digest_of(b"x"))
+
+
+def test_no_more_modules_are_taken_in_than_a_setting_allows(tmp_path: Path) -> None:
+    store = new_store(tmp_path / "state", max_modules=2)
+    store.open()
+    for content in (b"a", b"b"):
+        store.check_room(1)
+        push(store, content)
+    with pytest.raises(faults.StoreFull, match="--max-modules allows 2") as caught:
+        store.check_room(1)
+    assert caught.value.metadata == {"setting": "--max-modules", "maximum": "2"}
+    store.forget(TENANT, digest_of(b"a"))
+    store.check_room(1)
+    store.close()
+
+
+def test_descriptions_count_in_the_budget_also_after_a_restart(tmp_path: Path) -> None:
+    push_bytes = 1000
+    store = new_store(tmp_path / "state", budget_bytes=push_bytes)
+    store.open()
+    push(store, b"a")
+    taken = sum(path.stat().st_size for path in (tmp_path / "state" / "modules").rglob("module.*"))
+    for _ in range(2):
+        store.check_room(push_bytes - taken)
+        with pytest.raises(faults.StoreFull) as caught:
+            store.check_room(push_bytes - taken + 1)
+        assert caught.value.metadata["setting"] == "--module-disk"
+        store.close()
+        store = new_store(tmp_path / "state", budget_bytes=push_bytes)
+        store.open()
+    assert store.forget(TENANT, digest_of(b"a"))
+    store.check_room(push_bytes)
+    store.close()
+
+
 def test_a_directory_serves_one_store_at_a_time(store: Store, tmp_path: Path) -> None:
-    second = Store(tmp_path / "state", MAX_BYTES)
+    second = new_store(tmp_path / "state")
     with pytest.raises(StateDirectoryBusy, match="--state-dir"):
         second.open()
     store.close()
@@ -263,5 +360,5 @@ def test_a_directory_of_somebody_else_is_refused_and_not_touched(
 
     before = state()
     with pytest.raises(StateDirectoryForeign, match="--state-dir"):
-        Store(tmp_path, MAX_BYTES).open()
+        new_store(tmp_path).open()
     assert state() == before

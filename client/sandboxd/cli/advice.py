@@ -19,6 +19,7 @@ from sandboxd.client import (
     InvalidModule,
     LayerNotActive,
     MessageTooLarge,
+    ModuleDamaged,
     ModuleNotFound,
     ModuleTooComplex,
     ModuleTooLarge,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from sandboxd.cli.settings import Settings
 
 _NEXT: tuple[tuple[type[Fault], str], ...] = (
+    (ModuleDamaged, "Push it again: sandboxctl module push FILE; then look at the daemon's disk"),
     (ModuleNotFound, "Push it first: sandboxctl module push FILE"),
     (ModuleTooComplex, "Split it up, or raise the compiler's limits in the daemon's configuration"),
     (ModuleTooLarge, "Strip it (wasm-opt -Oz, wasm-strip), or raise the daemon's limit"),

@@ -13,6 +13,7 @@ Two families that never mix (docs/errors.md)::
     │   │   ├── ArgumentMismatch     ARGUMENT_MISMATCH
     │   │   └── MessageTooLarge      the transport's own limit on one message
     │   ├── ModuleNotFound           MODULE_NOT_FOUND
+    │   ├── ModuleDamaged            MODULE_DAMAGED
     │   ├── LayerNotActive           LAYER_NOT_ACTIVE
     │   ├── StoreFull                STORE_FULL
     │   ├── AccessDenied             UNAUTHENTICATED, PERMISSION_DENIED
@@ -160,12 +161,16 @@ class ModuleNotFound(Fault):
     """No module of this digest is stored for this tenant."""
 
 
+class ModuleDamaged(Fault):
+    """The daemon no longer has the bytes that were pushed; pushing them again repairs it."""
+
+
 class LayerNotActive(Fault):
     """A layer of isolation that the call requires is not active on the daemon's host."""
 
 
 class StoreFull(Fault):
-    """The daemon's disk has no room for another module; delete some."""
+    """The daemon's disk, or its settings, have no room for another module; delete some."""
 
 
 class AccessDenied(Fault):

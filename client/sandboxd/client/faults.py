@@ -30,6 +30,7 @@ _BY_REASON: dict[str, type[Fault]] = {
     "ARGUMENT_MISMATCH": errors.ArgumentMismatch,
     "LAYER_NOT_ACTIVE": errors.LayerNotActive,
     "MODULE_NOT_FOUND": errors.ModuleNotFound,
+    "MODULE_DAMAGED": errors.ModuleDamaged,
     "QUEUE_FULL": errors.QueueFull,
     "STORE_FULL": errors.StoreFull,
     "RUNNER_LOST": errors.RunnerLost,

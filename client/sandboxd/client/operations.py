@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 
 from sandboxd.client import codec
 from sandboxd.client.calls import Call, Limits, TypedCall
-from sandboxd.client.errors import Fault, ModuleNotFound
+from sandboxd.client.errors import Fault, ModuleDamaged, ModuleNotFound
 from sandboxd.client.execution import Execution
 from sandboxd.client.modules import (
     Extern,
@@ -124,7 +124,7 @@ class Operations:
         request.digest = digest_of(wasm)
         try:
             return (yield from self._run(request, give_up))
-        except ModuleNotFound:
+        except (ModuleNotFound, ModuleDamaged):
             # Nothing ran: push what is missing, then run.
             yield from self.push(wasm, digest=request.digest, timeout=_left(give_up))
             return (yield from self._run(request, give_up))

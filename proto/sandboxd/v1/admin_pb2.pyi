@@ -449,7 +449,7 @@ class ArtifactStatus(_message.Message):
     cached: _builtins.int
     """In memory."""
     cache_bytes: _builtins.int
-    """Their size in bytes."""
+    """Memory in bytes that they take, with what is known of their modules."""
     loaded_total: _builtins.int
     """Loaded from disk, after their seal was verified."""
     compiled_total: _builtins.int

@@ -99,7 +99,9 @@ class PushRequest(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """The next bytes of the module; at most 1 MiB each is recommended."""
+    """The next bytes of the module: at least one; at most 1 MiB each is
+    recommended.
+    """
     @_builtins.property
     def header(self) -> Global___PushHeader:
         """Only in the first message; may be left out."""

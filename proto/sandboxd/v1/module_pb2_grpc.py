@@ -64,7 +64,8 @@ class ModuleServiceServicer:
     def Push(self, request_iterator, context):
         """Push compiles a module and stores it. It is acknowledged only when it is
         on disk. Pushing a stored module again changes nothing. A module that is
-        not valid is refused with the reason and, where known, the byte offset.
+        not valid is refused with the reason and, where known, the byte offset. One
+        that does not come in the daemon's time (--push-time) is given up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,8 @@ class ModuleServiceStub:
     Push: _grpc.StreamUnaryMultiCallable[_module_pb2.PushRequest, _module_pb2.PushResponse]
     """Push compiles a module and stores it. It is acknowledged only when it is
     on disk. Pushing a stored module again changes nothing. A module that is
-    not valid is refused with the reason and, where known, the byte offset.
+    not valid is refused with the reason and, where known, the byte offset. One
+    that does not come in the daemon's time (--push-time) is given up.
     """
     Get: _grpc.UnaryUnaryMultiCallable[_module_pb2.GetRequest, _module_pb2.GetResponse]
     """Get describes one module."""
@@ -53,7 +54,8 @@ class ModuleServiceAsyncStub(ModuleServiceStub):
     Push: _aio.StreamUnaryMultiCallable[_module_pb2.PushRequest, _module_pb2.PushResponse]  # type: ignore[assignment]
     """Push compiles a module and stores it. It is acknowledged only when it is
     on disk. Pushing a stored module again changes nothing. A module that is
-    not valid is refused with the reason and, where known, the byte offset.
+    not valid is refused with the reason and, where known, the byte offset. One
+    that does not come in the daemon's time (--push-time) is given up.
     """
     Get: _aio.UnaryUnaryMultiCallable[_module_pb2.GetRequest, _module_pb2.GetResponse]  # type: ignore[assignment]
     """Get describes one module."""
@@ -73,7 +75,8 @@ class ModuleServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_module_pb2.PushResponse, _abc.Awaitable[_module_pb2.PushResponse]]:
         """Push compiles a module and stores it. It is acknowledged only when it is
         on disk. Pushing a stored module again changes nothing. A module that is
-        not valid is refused with the reason and, where known, the byte offset.
+        not valid is refused with the reason and, where known, the byte offset. One
+        that does not come in the daemon's time (--push-time) is given up.
         """
 
     @_abc_1.abstractmethod

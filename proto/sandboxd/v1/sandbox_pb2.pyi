@@ -254,7 +254,7 @@ class ExecuteRequest(_message.Message):
     def require_layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Layers of isolation that must be active, by name ("landlock"), or the call
         is refused with FAILED_PRECONDITION before anything runs. Names as in
-        AdminService.GetStatus.
+        AdminService.GetStatus. At most 32 names of 64 bytes.
         """
 
     def __init__(

@@ -9,11 +9,10 @@ its artifact on disk (artifact_store.py); then it is not compiled again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
-import re
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,9 +22,11 @@ from sandboxd.supervisor import faults, frames
 from sandboxd.supervisor.artifact_store import ArtifactStore
 from sandboxd.supervisor.artifacts import Artifact, ArtifactCache, ModuleInfo
 from sandboxd.supervisor.child import Child, ExitStatus
-from sandboxd.supervisor.keys import EngineIdentity, Key
+from sandboxd.supervisor.compile_verdicts import clipped, death, told, too_complex
+from sandboxd.supervisor.keys import EngineIdentity, Key, digest_of_file
 from sandboxd.supervisor.memory_file import new_memory_file, seal
 from sandboxd.supervisor.text import for_people
+from sandboxd.supervisor.threads import in_thread
 from sandboxd.supervisor.turns import Turns
 from sandboxd.supervisor.zygote import ChildLimits, Zygote
 from sandboxd.wire.v1 import control_pb2, runner_pb2
@@ -34,13 +35,11 @@ log = logging.getLogger(__name__)
 
 # What a compiler says about a module: it keeps to 1 MiB, 10,000 imports and as many exports.
 MAX_REPLY_BYTES = 1536 * 1024
-MAX_REPLY_FIELDS = 2 * 10_000 + 16
-_REPLY_LEVELS = 2
+MAX_EXTERNS = 10_000
+MAX_REPLY_FIELDS = 2 * MAX_EXTERNS + 16
+_REPLY_KIND = runner_pb2.CompilerReply.DESCRIPTOR
 # The engine's own limit for the parameters, and for the results, of a function.
 MAX_TYPES = 1000
-# As the compiler cuts it; with its copies in a status this stays under gRPC's limit for metadata.
-MAX_REASON_BYTES = 2048
-_LIMIT_NAME = re.compile(r"[a-z_]{1,40}")
 # A compiler that answered has this long to end by itself; giving back gigabytes takes a while.
 _EXIT_PATIENCE_S = 1.0
 _ALLOWED_FIRST = frozenset({"ready", "failed"})
@@ -85,6 +84,8 @@ class CompileService:
         self._saving: dict[Key, asyncio.Task[None]] = {}
         self._turns = Turns(config.concurrency)
         self._engine: EngineIdentity | None = None
+        self.on_damaged: Callable[[Key], None] = lambda _: None
+        """Called when a module's bytes turn out to be others than those of its digest."""
         self.working = 0
         self.compiled_total = 0
 
@@ -102,9 +103,10 @@ class CompileService:
     ) -> Artifact:
         """Return the module's artifact: from memory, from disk, or compiled now.
 
-        `open_wasm` returns a descriptor of the module's bytes; it is closed here. With `keep` the
-        compilation goes on when nobody waits for it any more. Raises
-        `faults.InvalidModule`, `ModuleTooComplex`, `CompilerLost`, `QueueFull`, `ZygoteLost`.
+        `open_wasm` returns a descriptor of the module's bytes, for reading alone: a compiler gets
+        it. It is closed here. With `keep` the compilation goes on when nobody waits for it any
+        more. Raises `faults.InvalidModule`, `ModuleTooComplex`, `ModuleDamaged`, `CompilerLost`,
+        `QueueFull`, `ZygoteLost`.
         """
         cached = self.cache.get(key)
         if cached is not None:
@@ -181,6 +183,7 @@ class CompileService:
         await asyncio.gather(*self._saving.values())
 
     async def _compile(self, key: Key, wasm_fd: int) -> Artifact:
+        await self._check_digest(key, wasm_fd)
         if self._zygote is None:
             raise faults.ZygoteLost("no process can be started now; retry", retry_after_s=0.5)
         engine = self._zygote.engine
@@ -192,30 +195,54 @@ class CompileService:
             compiled = await _Compilation(child, self.config).run(
                 os.fstat(wasm_fd).st_size, key.fuel
             )
-            artifact = _accept(artifact_fd, compiled, self.config.max_artifact_bytes, engine)
+            info = await in_thread(_understand, compiled)
+            size = compiled.artifact_size_bytes
+            _seal(artifact_fd, size, self.config.max_artifact_bytes)
+            artifact = Artifact(artifact_fd, size, info, engine)
             artifact_fd = -1
             return artifact
         finally:
             if artifact_fd >= 0:
                 os.close(artifact_fd)
 
+    async def _check_digest(self, key: Key, wasm_fd: int) -> None:
+        """Compile nothing under a digest that is not its own: disks rot, and files are reached."""
+        found = "unreadable"
+        with contextlib.suppress(OSError):
+            found = await in_thread(digest_of_file, wasm_fd)
+        if found == key.digest:
+            return
+        log.error("module %s is damaged and no longer served: its bytes are %s", key.digest, found)
+        self.on_damaged(key)
+        raise faults.ModuleDamaged(
+            f"the stored bytes of {key.digest} are not those that were pushed; push it again",
+            metadata={"digest": key.digest},
+        )
 
-def _accept(
-    fd: int, compiled: runner_pb2.Compiled, max_bytes: int, engine: EngineIdentity
-) -> Artifact:
+
+def _understand(compiled: runner_pb2.Compiled) -> ModuleInfo:
+    """Check and index what a compiler tells of a module. Takes a while for ten thousand exports."""
+    if max(len(compiled.imports), len(compiled.exports)) > MAX_EXTERNS:
+        raise too_complex("protocol", "the compiler tells of too many imports or exports")
+    impossible = too_complex("protocol", "the compiler tells of impossible signatures")
+    for externs in (compiled.imports, compiled.exports):
+        if any(max(len(one.params), len(one.results)) > MAX_TYPES for one in externs):
+            raise impossible
+    try:
+        return ModuleInfo.of(compiled.imports, compiled.exports)
+    except ValueError:
+        raise impossible from None
+
+
+def _seal(fd: int, announced_bytes: int, max_bytes: int) -> None:
     """Seal what a compiler wrote, after it is dead, and hold its words against the file."""
     size = os.fstat(fd).st_size
-    if size != compiled.artifact_size_bytes or not 0 < size <= max_bytes:
-        raise _too_complex("protocol", "the compiler's output is not what it announced")
-    externs = (*compiled.imports, *compiled.exports)
-    if any(max(len(extern.params), len(extern.results)) > MAX_TYPES for extern in externs):
-        raise _too_complex("protocol", "the compiler tells of impossible signatures")
+    if size != announced_bytes or not 0 < size <= max_bytes:
+        raise too_complex("protocol", "the compiler's output is not what it announced")
     try:
         seal(fd)
     except OSError:
-        raise _too_complex("protocol", "the compiler's output is still mapped") from None
-    info = ModuleInfo.of(tuple(compiled.imports), tuple(compiled.exports))
-    return Artifact(fd, size, info, engine)
+        raise too_complex("protocol", "the compiler's output is still mapped") from None
 
 
 # Processes that are on their way out, while nobody may be waiting for them any more.
@@ -250,7 +277,8 @@ class _Compilation:
         except TimeoutError:
             timed_out = True
         finally:
-            if reply is None or self._breach:
+            # One that hung up may be on its way out, and how it ends is yet to be seen: `_finish`.
+            if self._breach or self._reply.cancelled():
                 self._child.kill()
             # Whatever happens to the caller: the process ends, and what it held is given back.
             end = asyncio.ensure_future(self._finish())
@@ -260,7 +288,7 @@ class _Compilation:
         if timed_out:
             limit_s = self._config.wall_time_s
             words = f"compiling took longer than {limit_s:g} s"
-            raise _too_complex("wall_time", words, int(limit_s * 1000))
+            raise too_complex("wall_time", words, int(limit_s * 1000))
         return self._verdict(reply, exit_status)
 
     async def _finish(self) -> ExitStatus:
@@ -281,8 +309,8 @@ class _Compilation:
     def _on_data(self, data: bytes) -> None:
         try:
             for payload in self._reader.feed(data):
-                if frames.more_fields_than(payload, MAX_REPLY_FIELDS, _REPLY_LEVELS):
-                    self._breached(f"a message of more than {MAX_REPLY_FIELDS} fields")
+                if frames.more_fields_than(payload, MAX_REPLY_FIELDS, _REPLY_KIND):
+                    self._breached(f"no reply, or one of more than {MAX_REPLY_FIELDS} fields")
                     return
                 self._dispatch(runner_pb2.CompilerReply.FromString(payload))
                 if self._breach:
@@ -320,7 +348,8 @@ class _Compilation:
         self, reply: runner_pb2.CompilerReply | None, exit_status: ExitStatus
     ) -> runner_pb2.Compiled:
         if reply is None or self._breach:
-            raise _death(exit_status, self._breach, self._config)
+            config = self._config
+            raise death(exit_status, self._breach, config.limits, config.max_artifact_bytes)
         match reply.WhichOneof("reply"):
             case "compiled":
                 return reply.compiled
@@ -330,69 +359,7 @@ class _Compilation:
                 if invalid.HasField("offset_bytes"):
                     metadata["offset_bytes"] = str(invalid.offset_bytes)
                 raise faults.InvalidModule(
-                    _clipped(invalid.message), field="wasm", metadata=metadata
+                    clipped(invalid.message), field="wasm", metadata=metadata
                 )
             case _:
-                raise _told(reply.too_complex)
-
-
-def _too_complex(
-    limit: str, words: str, maximum: int | None = None, actual: int | None = None
-) -> faults.ModuleTooComplex:
-    """Name the limit that fired: for people, and for programs in the metadata."""
-    metadata = {"limit": limit}
-    if maximum is not None:
-        metadata["maximum"] = str(maximum)
-    if actual is not None:
-        metadata["actual"] = str(actual)
-    return faults.ModuleTooComplex(words, field="wasm", metadata=metadata)
-
-
-def _told(verdict: runner_pb2.TooComplex) -> faults.ModuleTooComplex:
-    """Pass on what a compiler says, which a hostile module may have taken over."""
-    limit = verdict.limit if _LIMIT_NAME.fullmatch(verdict.limit) else "protocol"
-    return _too_complex(
-        limit,
-        _clipped(verdict.message),
-        verdict.maximum if verdict.HasField("maximum") else None,
-        verdict.actual if verdict.HasField("actual") else None,
-    )
-
-
-def _clipped(message: str) -> str:
-    return for_people(message.encode()[:MAX_REASON_BYTES].decode(errors="ignore"))
-
-
-def _death(exit_status: ExitStatus, breach: str, config: CompileConfig) -> faults.Fault:
-    """Say what a compiler's end without an answer means."""
-    limits = config.limits
-    memory = ("memory", f"{limits.data_bytes >> 20} MiB of memory", limits.data_bytes)
-    cpu_time = ("cpu_time", f"{limits.cpu_seconds} s of CPU time", limits.cpu_seconds * 1000)
-    signals: dict[int, tuple[str, str, int | None]] = {
-        -signal.SIGABRT: memory,
-        -signal.SIGXCPU: cpu_time,
-        -signal.SIGXFSZ: (
-            "artifact_size",
-            f"{config.max_artifact_bytes >> 20} MiB of output",
-            config.max_artifact_bytes,
-        ),
-        -signal.SIGSEGV: ("stack", "the stack that the compiler has", None),
-    }
-    if exit_status.known and exit_status.cpu_time_ns >= limits.cpu_seconds * 1_000_000_000:
-        # SIGXCPU comes first, but a process that handles it gets SIGKILL, which tells nothing.
-        signals[-signal.SIGKILL] = cpu_time
-    if exit_status.out_of_memory:
-        signals[-signal.SIGKILL] = memory
-    if breach:
-        return _too_complex("protocol", f"the compiler broke its protocol: {for_people(breach)}")
-    if exit_status.known and exit_status.status in signals:
-        limit, words, maximum = signals[exit_status.status]
-        return _too_complex(limit, f"compiling needs more than {words}", maximum)
-    if exit_status.known and exit_status.status == -signal.SIGSYS:
-        log.error("a compiler made a forbidden system call (SIGSYS)")
-        return _too_complex("sandbox", "the compiler made a forbidden system call and was killed")
-    if exit_status.known and exit_status.status != -signal.SIGKILL:
-        return _too_complex(
-            "crash", f"the compiler ended without an answer (status {exit_status.status})"
-        )
-    return faults.CompilerLost("the compiler was killed from outside; retry", retry_after_s=0.5)
+                raise told(reply.too_complex)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 
@@ -11,9 +12,13 @@ from sandboxd.supervisor.errors import StartError
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
 from sandboxd.supervisor.outbox import file_bytes
 from sandboxd.supervisor.pool import PoolConfig
+from sandboxd.supervisor.services.modules import MAX_PUSHES
 from sandboxd.supervisor.settings import MIB, Settings
+from sandboxd.supervisor.store import Store
 from sandboxd.supervisor.zygote import ChildLimits
 from sandboxd.wire.v1 import control_pb2
+
+log = logging.getLogger(__name__)
 
 # What the interpreter and the engine need beside a guest's memory.
 RUNNER_OVERHEAD_BYTES = 192 * MIB
@@ -22,6 +27,13 @@ RUNNER_THREADS = 16
 # How long a call waits for a process of its module that is at work, though others are free. Many
 # times what a short call takes, and nothing that the caller of a long one would notice.
 PATIENCE_S = 0.002
+# Descriptors: of a runner or compiler (socket, pidfd, status, outbox or artifact, interrupt pipe or
+# module), and of everything else but artifacts and connections: pushes, three each, and what is
+# always open.
+DESCRIPTORS_PER_CHILD = 5
+DESCRIPTORS_BESIDE = 3 * MAX_PUSHES + 64
+# Fewer than this are too few for an ordinary use.
+MIN_CONNECTIONS = 64
 
 
 class SettingsError(StartError):
@@ -44,9 +56,34 @@ def raise_descriptor_limit() -> int:
     return hard
 
 
+def connection_limit(settings: Settings, descriptors: int) -> int:
+    """Return how many connections there may be at once: what is left when all else has its share.
+
+    Idle connections are free of charge for a client. Without this limit they could take every
+    descriptor, and calls that are running would end for want of one.
+    """
+    children = DESCRIPTORS_PER_CHILD * children_at_once(settings)
+    reserve = descriptors // 4 + children + DESCRIPTORS_BESIDE
+    left = descriptors - reserve
+    if left < MIN_CONNECTIONS:
+        log.warning(
+            "the limit of descriptors (RLIMIT_NOFILE) is %d and should be at least %d for %d "
+            "runners: calls may be refused as OVERLOADED; raise it (LimitNOFILE=), or lower "
+            "--max-runners",
+            descriptors,
+            (children + DESCRIPTORS_BESIDE + MIN_CONNECTIONS) * 4 // 3 + 1,
+            settings.max_runners,
+        )
+    return max(left, min(MIN_CONNECTIONS, descriptors // 8))
+
+
 def server_options(settings: Settings) -> list[tuple[str, int]]:
     """Options of the gRPC server: what the transport refuses before it costs anything here."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    connections = connection_limit(settings, descriptors)
     return [
+        # Of each address; beyond it, a connection is closed as soon as it is made.
+        ("grpc.max_allowed_incoming_connections", max(1, connections // len(settings.listen))),
         ("grpc.max_receive_message_length", settings.max_message),
         # Answers are bounded by the output limit; this leaves room for what is beside it.
         ("grpc.max_send_message_length", settings.max_output + 16 * MIB),
@@ -134,6 +171,13 @@ def pool_config(settings: Settings) -> PoolConfig:
             shared_bytes=file_bytes(settings.max_output, settings.max_message) + 64 * 1024,
             processes=0,
         ),
+    )
+
+
+def store(settings: Settings) -> Store:
+    """Where modules are kept, and how many; not open yet."""
+    return Store(
+        settings.state_dir, settings.max_module, settings.max_modules, settings.module_disk
     )
 
 

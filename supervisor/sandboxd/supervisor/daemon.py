@@ -35,11 +35,11 @@ from sandboxd.supervisor.pool import Pool
 from sandboxd.supervisor.sdnotify import Notifier
 from sandboxd.supervisor.services.admin import AdminService
 from sandboxd.supervisor.services.hardening import HardenedServer
+from sandboxd.supervisor.services.health import HealthService
 from sandboxd.supervisor.services.modules import ModuleService
 from sandboxd.supervisor.services.sandbox import SandboxService
 from sandboxd.supervisor.settings import Settings
 from sandboxd.supervisor.stats import Stats
-from sandboxd.supervisor.store import Store
 from sandboxd.supervisor.uid_range import UidRange
 from sandboxd.supervisor.zygote import Zygote, ZygoteFailed
 from sandboxd.v1 import (
@@ -96,9 +96,9 @@ class Daemon:
         self._draining = False
         self._engine_version = ""
         self._notifier = Notifier()
-        self._health = health.aio.HealthServicer()
+        self._health = HealthService()
         descriptors = configuration.raise_descriptor_limit()
-        self._store = Store(settings.state_dir, settings.max_module)
+        self._store = configuration.store(settings)
         self._cache = ArtifactCache(settings.artifact_cache, descriptors // 4)
         self._artifacts = ArtifactStore(
             settings.artifact_disk,
@@ -248,7 +248,7 @@ class Daemon:
         if not serving:
             state = health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", *SERVICES):
-            await self._health.set(name, state)
+            self._health.set(name, state)
 
     async def _keep_alive(self) -> None:
         """Tell systemd that the event loop turns."""
@@ -262,7 +262,7 @@ class Daemon:
         SandboxService(self._executor).add_to(wrapping)
         hardened: aio.Server = wrapping  # type: ignore[assignment]
         module_pb2_grpc.add_ModuleServiceServicer_to_server(
-            ModuleService(self._store, self._compiles), hardened
+            ModuleService(self._store, self._compiles, self._settings.push_time / 1000), hardened
         )
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(self.snapshot), hardened)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, hardened)

@@ -14,15 +14,16 @@ them for users.
     ├── ExportNotFound        INVALID_ARGUMENT   the module has no such function
     ├── ArgumentMismatch      INVALID_ARGUMENT   arguments do not fit the signature
     ├── ModuleNotFound        NOT_FOUND
+    ├── ModuleDamaged         DATA_LOSS          the stored bytes are not those that were pushed
     ├── LayerNotActive        FAILED_PRECONDITION a required layer of isolation is not active
     ├── QueueFull             RESOURCE_EXHAUSTED retryable
     ├── Overloaded            RESOURCE_EXHAUSTED retryable
-    ├── StoreFull             RESOURCE_EXHAUSTED
+    ├── StoreFull             RESOURCE_EXHAUSTED the disk, or what a setting allows, is used up
     ├── RunnerLost            UNAVAILABLE        retryable: the process was killed from outside
     ├── ZygoteLost            UNAVAILABLE        retryable
     ├── CompilerLost          UNAVAILABLE        retryable
     ├── ShuttingDown          UNAVAILABLE        retryable, elsewhere or later
-    └── DeadlineFault         DEADLINE_EXCEEDED  a push did not finish in its gRPC deadline
+    └── DeadlineFault         DEADLINE_EXCEEDED  a push did not finish in its time
 """
 
 from __future__ import annotations
@@ -35,9 +36,12 @@ from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "sandboxd"
 DETAILS_KEY = "grpc-status-details-bin"
-# A message goes out three times, once percent-encoded and twice in base64, and quotes what a client
-# or a module named. Beyond 8 KiB of trailing metadata, gRPC's soft limit, a peer refuses answers.
+# Beyond 8 KiB of trailing metadata, gRPC's soft limit, a peer refuses answers; and everything in a
+# fault may quote what a client or a module named. The message goes out three times, once
+# percent-encoded (three bytes for one) and twice in base64 (four for three), the rest once.
 MAX_MESSAGE_BYTES = 1024
+MAX_FIELD_BYTES = 256
+MAX_VALUES_BYTES = 768
 
 
 class Fault(Exception):  # noqa: N818 - the field's word for this family
@@ -58,11 +62,11 @@ class Fault(Exception):  # noqa: N818 - the field's word for this family
         retry_after_s: float | None = None,
         metadata: dict[str, str] | None = None,
     ) -> None:
-        self.message = _clip(message)
+        self.message = _clip(message, MAX_MESSAGE_BYTES)
         super().__init__(self.message)
-        self.field = field
+        self.field = _clip(field, MAX_FIELD_BYTES)
         self.retry_after_s = retry_after_s
-        self.metadata = metadata or {}
+        self.metadata = _clip_values(metadata or {})
 
     def details(self) -> bytes:
         """Return the serialized `google.rpc.Status` for the trailing metadata."""
@@ -85,11 +89,21 @@ class Fault(Exception):  # noqa: N818 - the field's word for this family
         return payload
 
 
-def _clip(message: str) -> str:
-    encoded = message.encode()
-    if len(encoded) <= MAX_MESSAGE_BYTES:
-        return message
-    return encoded[: MAX_MESSAGE_BYTES - 3].decode(errors="ignore") + "..."
+def _clip(text: str, most_bytes: int) -> str:
+    encoded = text.encode()
+    if len(encoded) <= most_bytes:
+        return text
+    return encoded[: most_bytes - 3].decode(errors="ignore") + "..."
+
+
+def _clip_values(metadata: dict[str, str]) -> dict[str, str]:
+    """Clip the values so that, together, they are not too long; their names are the daemon's."""
+    room = MAX_VALUES_BYTES
+    clipped = {}
+    for name, value in metadata.items():
+        clipped[name] = _clip(value, max(3, room))
+        room -= len(clipped[name].encode())
+    return clipped
 
 
 def _pack(status: status_pb2.Status, detail: object) -> None:
@@ -161,6 +175,16 @@ class ModuleNotFound(Fault):
     reason = "MODULE_NOT_FOUND"
 
 
+class ModuleDamaged(Fault):
+    """A module's bytes are not those of its digest; it is not served until it is pushed again.
+
+    Metadata: digest.
+    """
+
+    status = grpc.StatusCode.DATA_LOSS
+    reason = "MODULE_DAMAGED"
+
+
 class LayerNotActive(Fault):
     """A layer of isolation that the request requires is not active. Metadata: layers."""
 
@@ -183,7 +207,10 @@ class Overloaded(Fault):
 
 
 class StoreFull(Fault):
-    """The disk has no room for the module."""
+    """There is no room for the module: on the disk, or within a setting.
+
+    Metadata, if it is a setting: setting, maximum.
+    """
 
     status = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "STORE_FULL"
@@ -218,7 +245,7 @@ class ShuttingDown(Fault):
 
 
 class DeadlineFault(Fault):
-    """The gRPC deadline passed before the module was compiled and stored."""
+    """A push was not received in the daemon's time for it, or not stored in its gRPC deadline."""
 
     status = grpc.StatusCode.DEADLINE_EXCEEDED
     reason = "DEADLINE_EXCEEDED"

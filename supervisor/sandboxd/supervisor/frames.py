@@ -7,6 +7,10 @@ than honest frames cost: frames come whole or in large pieces, and few at a time
 
 from __future__ import annotations
 
+import functools
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
 HEADER_BYTES = 4
 # An honest child has at most two frames under way (bound and result).
 MAX_FRAMES_PER_READ = 4
@@ -107,23 +111,63 @@ class FrameReader:
             raise FrameTooLong(length, self.limit_bytes)
 
 
-def more_fields_than(payload: bytes, limit: int, levels: int) -> bool:
-    """Return True if a protobuf message has more than `limit` fields, down to `levels` deep.
+def more_fields_than(payload: bytes, limit: int, kind: Descriptor) -> bool:
+    """Return True if a message of this kind has more than `limit` fields, or is none of the kind.
 
     To be asked before it is parsed: a repeated field costs two bytes an element on the wire and
-    some hundred in memory. It is True for groups, too, which nobody sends and which could hide
-    fields from this count. What is malformed is left to the parser.
+    some hundred in memory. What is inside a field counts if the kind says that it is a message that
+    repeats something itself. True, too, is a field that the kind does not have, a group, and
+    anything malformed: the parser may well accept what this count cannot follow.
     """
     try:
-        return _count_fields(memoryview(payload), limit, levels) > limit
+        return _count_fields(memoryview(payload), limit, _fields_of(kind)) > limit
     except IndexError:
-        return False
+        return True
 
 
-def _count_fields(data: memoryview, limit: int, levels: int) -> int:
+# What may follow a key (a field's number and wire type), and what to count inside; None: nothing.
+_Fields = dict[int, "_Fields | None"]
+
+_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
+_WIRE_TYPES = {
+    **dict.fromkeys((FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FIXED64), _FIXED64),
+    FieldDescriptor.TYPE_SFIXED64: _FIXED64,
+    **dict.fromkeys((FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_FIXED32), _FIXED32),
+    FieldDescriptor.TYPE_SFIXED32: _FIXED32,
+    **dict.fromkeys((FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES), _DELIMITED),
+    FieldDescriptor.TYPE_MESSAGE: _DELIMITED,
+}
+
+
+@functools.cache
+def _fields_of(kind: Descriptor) -> _Fields:
+    fields: _Fields = {}
+    for field in kind.fields:
+        wire_type = _WIRE_TYPES.get(field.type, _VARINT)
+        holds_many = field.message_type is not None and _holds_many(field.message_type)
+        inside = _fields_of(field.message_type) if holds_many else None
+        fields[field.number << 3 | wire_type] = inside
+        if field.is_repeated and wire_type != _DELIMITED:
+            fields[field.number << 3 | _DELIMITED] = None  # packed
+    return fields
+
+
+def _holds_many(kind: Descriptor) -> bool:
+    """Return False for a message of numbers and single texts: on the wire it costs no less."""
+    return any(
+        (field.is_repeated and _WIRE_TYPES.get(field.type) == _DELIMITED)
+        or (field.message_type is not None and _holds_many(field.message_type))
+        for field in kind.fields
+    )
+
+
+def _count_fields(data: memoryview, limit: int, fields: _Fields) -> int:
+    """Count, but not far beyond `limit`. Raises IndexError for what is not such a message."""
     count = at = 0
     while at < len(data) and count <= limit:
         key, at = _varint(data, at)
+        if key not in fields:
+            raise IndexError
         match key & 7:
             case 0:
                 _, at = _varint(data, at)
@@ -131,14 +175,15 @@ def _count_fields(data: memoryview, limit: int, levels: int) -> int:
                 at += 8
             case 2:
                 size, at = _varint(data, at)
-                if levels > 1:
-                    count += _count_fields(data[at : at + size], limit - count, levels - 1)
+                inside = fields[key]
+                if inside is not None:
+                    count += _count_fields(data[at : at + size], limit - count, inside)
                 at += size
-            case 5:
-                at += 4
             case _:
-                return limit + 1
+                at += 4
         count += 1
+    if at > len(data):
+        raise IndexError
     return count
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from typing import NamedTuple
 
@@ -45,3 +46,13 @@ def is_digest(text: str) -> bool:
 def digest_of(wasm: bytes) -> str:
     """Return the digest of a module's bytes."""
     return DIGEST_PREFIX + hashlib.sha256(wasm).hexdigest()
+
+
+def digest_of_file(fd: int) -> str:
+    """Return the digest of a file's bytes, wherever its position is. Blocks."""
+    total = hashlib.sha256()
+    at = 0
+    while chunk := os.pread(fd, 1 << 20, at):
+        total.update(chunk)
+        at += len(chunk)
+    return DIGEST_PREFIX + total.hexdigest()

@@ -24,6 +24,7 @@ import struct
 from dataclasses import dataclass
 
 from sandboxd.supervisor.frames import more_fields_than
+from sandboxd.v1 import call_pb2
 
 HEADER = struct.Struct("<QQQQ")
 REGIONS_OFFSET = 4096
@@ -32,6 +33,7 @@ _ZEROS = bytes(HEADER.size)
 # up to this much beside its message, so the region is larger than the limit by what 1,024 need.
 LOG_OVERHEAD_BYTES = 32 * 1024
 MAX_LOG_ENTRIES = 1024
+_LOGS = call_pb2.Logs.DESCRIPTOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,8 @@ class Outbox:
             err = min(err, limit_bytes - out)
             log = result = 0
         written_log = self._read(2, log)
-        if written_log and more_fields_than(written_log, MAX_LOG_ENTRIES, levels=1):
-            # Parsing a million empty entries would hold up everybody.
+        if written_log and more_fields_than(written_log, MAX_LOG_ENTRIES, _LOGS):
+            # Parsing a million empty entries would hold up everybody; and zeros are no log.
             written_log, honest = b"", False
         return Written(
             self._read(0, out), self._read(1, err), written_log, self._read(3, result), honest

@@ -6,6 +6,7 @@ Every refusal is a typed fault that names the field. What fits the message but n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from sandboxd.supervisor import faults
@@ -22,6 +23,11 @@ Kind = Literal["typed", "bytes", "wasi"]
 """The field of ExecuteRequest that says what to call."""
 # More than this is refused before any guest sees it; a shell's limit is of the same size.
 MAX_WASI_ARGUMENTS = 4096
+# Ways to call a module that are remembered as right.
+MAX_REMEMBERED_CALLS = 16
+# More, and longer, than there are: all that are not active are told.
+MAX_LAYERS = 32
+MAX_LAYER_BYTES = 64
 
 _KINDS = {
     "i32": call_pb2.VALUE_TYPE_I32,
@@ -75,7 +81,20 @@ def check(request: sandbox_pb2.ExecuteRequest) -> Kind:
             raise faults.InvalidRequest("set typed, bytes or wasi: what to call", field="call")
     if request.process not in _POLICIES:
         raise faults.InvalidRequest(f"no process policy {request.process}", field="process")
+    if request.require_layers:
+        _check_layers(request.require_layers)
     return kind
+
+
+def _check_layers(names: Sequence[str]) -> None:
+    if len(names) > MAX_LAYERS:
+        raise faults.InvalidRequest(f"at most {MAX_LAYERS} layers", field="require_layers")
+    for index, name in enumerate(names):
+        if len(name.encode()) > MAX_LAYER_BYTES:
+            raise faults.InvalidRequest(
+                f"a layer's name has at most {MAX_LAYER_BYTES} bytes",
+                field=f"require_layers[{index}]",
+            )
 
 
 def check_digest(digest: str, field: str) -> None:
@@ -212,12 +231,16 @@ def _check_typed_fits(call: call_pb2.TypedCall, info: ModuleInfo) -> None:
 
 
 def _check_bytes_fits(call: call_pb2.BytesCall, info: ModuleInfo) -> None:
-    results = _RESULTS_OF_CONVENTION[call.result_convention]
-    _require(info, call.export, (_I32, _I32), (results,), "bytes.export")
+    export, results = call.export, _RESULTS_OF_CONVENTION[call.result_convention]
+    if (export, results) in info.plugin_calls:
+        return
+    _require(info, export, (_I32, _I32), (results,), "bytes.export")
     _require(info, "alloc", (_I32,), ((_I32,),), "bytes")
     if "dealloc" in info.functions:
         _require(info, "dealloc", (_I32, _I32), ((),), "bytes")
     _require_memory(info, "bytes")
+    if len(info.plugin_calls) < MAX_REMEMBERED_CALLS:
+        info.plugin_calls.add((export, results))
 
 
 def _require(
@@ -244,7 +267,7 @@ def _require_memory(info: ModuleInfo, field: str) -> None:
 
 
 def _not_found(info: ModuleInfo, name: str, field: str) -> faults.Fault:
-    if any(export.name == name for export in info.exports):
+    if name in info.other_names:
         return faults.ExportNotFound(f"the export {name!r} is not a function", field=field)
     return faults.ExportNotFound(f"the module exports no function {name!r}", field=field)
 

@@ -35,7 +35,7 @@ MAX_RESULTS = 1000
 # Fields of a reply: those results, and what is beside them. Only a frame that is large enough to
 # have more is counted.
 MAX_REPLY_FIELDS = 2 * MAX_RESULTS
-_REPLY_LEVELS = 3
+_REPLY_KIND = runner_pb2.RunnerReply.DESCRIPTOR
 _UNCOUNTED_BYTES = 4096
 # A process that ends closes its socket a moment before the kernel tells of its end. One that lives
 # on for this long has closed it on purpose, or the kernel is busy with what it leaves: memory files
@@ -226,9 +226,9 @@ class Runner:
 
     def _dispatch(self, payload: bytes) -> None:
         if len(payload) > _UNCOUNTED_BYTES and frames.more_fields_than(
-            payload, MAX_REPLY_FIELDS, _REPLY_LEVELS
+            payload, MAX_REPLY_FIELDS, _REPLY_KIND
         ):
-            self._breached(f"a message of more than {MAX_REPLY_FIELDS} fields")
+            self._breached(f"no reply, or one of more than {MAX_REPLY_FIELDS} fields")
             return
         reply = runner_pb2.RunnerReply.FromString(payload)
         kind = reply.WhichOneof("reply")

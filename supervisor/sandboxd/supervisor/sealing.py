@@ -57,7 +57,7 @@ class Sealer:
     def write(self, key: Key, engine: EngineIdentity, artifact: Artifact, fd: int) -> int:
         """Write an artifact with its seal to a file; return the number of bytes. Raises OSError."""
         header = _header(key, engine)
-        description = _describe(artifact)
+        description = artifact.info.description
         prefix = _PREFIX.pack(_MAGIC, len(header), len(description), artifact.size_bytes)
         mac = self._mac(key.tenant)
         for part in (prefix, header, description):
@@ -112,7 +112,7 @@ class Sealer:
 
 def sealed_bytes(key: Key, engine: EngineIdentity, artifact: Artifact) -> int:
     """Return the size of the file that an artifact would be sealed into."""
-    head = _PREFIX.size + len(_header(key, engine)) + len(_describe(artifact))
+    head = _PREFIX.size + len(_header(key, engine)) + len(artifact.info.description)
     return head + artifact.size_bytes + _SEAL_BYTES
 
 
@@ -122,18 +122,12 @@ def _header(key: Key, engine: EngineIdentity) -> bytes:
     return b"".join(struct.pack("<I", len(raw)) + raw for raw in map(str.encode, fields))
 
 
-def _describe(artifact: Artifact) -> bytes:
-    info = artifact.info
-    compiled = runner_pb2.Compiled(imports=info.imports, exports=info.exports)
-    return compiled.SerializeToString(deterministic=True)
-
-
 def _understand(description: bytes) -> ModuleInfo:
     try:
         compiled = runner_pb2.Compiled.FromString(description)
-    except DecodeError as error:
+        return ModuleInfo.of(compiled.imports, compiled.exports)
+    except (DecodeError, ValueError) as error:
         raise SealBroken("its description is not one of this version") from error
-    return ModuleInfo.of(tuple(compiled.imports), tuple(compiled.exports))
 
 
 def _sealed_copy(fd: int, at: int, size: int) -> int:

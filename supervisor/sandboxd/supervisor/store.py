@@ -10,7 +10,11 @@
 A push is written to `incoming`, synced, and renamed into place, which is atomic; then the directory
 is synced, and only then the push is acknowledged. A delete renames the other way. At start every
 entry is read; one that is not whole (it cannot be, short of a damaged disk) is reported and not
-served, and left alone until it is pushed again.
+served, and left alone until it is pushed again. So is one whose bytes turn out, when they are to
+be compiled again, to have another digest.
+
+In memory is of each module what fits a few words. What it imports and exports, which is as much as
+it likes, is read when it is asked for.
 
 All methods that touch the disk block; the services call them in a thread.
 """
@@ -18,6 +22,7 @@ All methods that touch the disk block; the services call them in a thread.
 from __future__ import annotations
 
 import bisect
+import errno
 import fcntl
 import hashlib
 import logging
@@ -25,6 +30,7 @@ import os
 import secrets
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -53,6 +59,27 @@ class StateDirectoryBusy(StateDirectoryUnusable):
 
 class StateDirectoryForeign(StateDirectoryUnusable):
     """The directory is somebody else's: it holds what no daemon made."""
+
+
+class Entry(NamedTuple):
+    """What the index knows of a module. `disk_bytes` is of all its files."""
+
+    digest: str
+    size_bytes: int
+    created_at_ns: int
+    disk_bytes: int
+
+    @classmethod
+    def of(cls, meta: module_pb2.Module) -> Entry:
+        """Sum up a description."""
+        created_at_ns = meta.create_time.ToNanoseconds()
+        return cls(meta.digest, meta.size_bytes, created_at_ns, meta.size_bytes + meta.ByteSize())
+
+    def brief(self) -> module_pb2.Module:
+        """Return the module without imports and exports."""
+        module = module_pb2.Module(digest=self.digest, size_bytes=self.size_bytes)
+        module.create_time.FromNanoseconds(self.created_at_ns)
+        return module
 
 
 class Incoming:
@@ -94,8 +121,25 @@ class Incoming:
             view = view[written:]
             self.size_bytes += written
 
+    def reopen(self) -> int:
+        """Open what was written for reading alone; the descriptor is the caller's.
+
+        It is for the compiler, which a hostile module may take over: with a copy of `fd` it could
+        change the module after its digest was taken, and fill the disk.
+        """
+        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+
     def commit(self, meta: module_pb2.Module, target: Path) -> bool:
-        """Make the module durable at `target`; False if another push got there first."""
+        """Make the module durable at `target`; False if another push got there first.
+
+        Raises `faults.ModuleDamaged` or `StoreFull`.
+        """
+        if os.fstat(self.fd).st_size != self.size_bytes:
+            log.error("a push of %s was changed while it was under way", meta.digest)
+            raise faults.ModuleDamaged(
+                "the module's file is not what was written to it; nothing was kept",
+                metadata={"digest": meta.digest},
+            )
         try:
             with open(self._directory / META_NAME, "xb") as file:
                 file.write(meta.SerializeToString())
@@ -124,12 +168,20 @@ class Incoming:
 
 
 class Store:
-    """Modules on disk, indexed in memory by (tenant, digest)."""
+    """Modules on disk, indexed in memory by (tenant, digest).
 
-    def __init__(self, state_dir: Path, max_module_bytes: int) -> None:
+    `max_modules` and `budget_bytes` (of their files) bound what is taken in, not what is there.
+    """
+
+    def __init__(
+        self, state_dir: Path, max_module_bytes: int, max_modules: int, budget_bytes: int
+    ) -> None:
         self._modules = self._incoming = state_dir  # set by open()
         self._max_module_bytes = max_module_bytes
-        self._index: dict[str, dict[str, module_pb2.Module]] = {}
+        self._max_modules = max_modules
+        self._budget_bytes = budget_bytes
+        self._stored_bytes = 0
+        self._index: dict[str, dict[str, Entry]] = {}
         self._order: dict[str, list[str]] = {}
         self._lock_fd = self._base_fd = -1
         self._state_dir = state_dir
@@ -187,7 +239,9 @@ class Store:
         if module.digest != DIGEST_PREFIX + entry.name or module.size_bytes != size:
             log.error("stored module %s is damaged and is not served", entry.name)
             return
-        self._index.setdefault(tenant, {})[module.digest] = module
+        found = Entry.of(module)
+        self._index.setdefault(tenant, {})[found.digest] = found
+        self._stored_bytes += found.disk_bytes
 
     @property
     def directory_fd(self) -> int:
@@ -220,20 +274,37 @@ class Store:
             self._discard(path)
         return incoming.commit(meta, path)
 
-    def remember(self, tenant: str, meta: module_pb2.Module) -> module_pb2.Module:
+    def check_room(self, size_bytes: int) -> None:
+        """Raise `faults.StoreFull` if a module of that many bytes is not to be taken in."""
+        for setting, maximum, would_be in (
+            ("--max-modules", self._max_modules, self.count() + 1),
+            ("--module-disk", self._budget_bytes, self._stored_bytes + size_bytes),
+        ):
+            if would_be > maximum:
+                raise faults.StoreFull(
+                    f"{setting} allows {maximum}; delete modules that are not needed",
+                    metadata={"setting": setting, "maximum": str(maximum)},
+                )
+
+    def remember(self, tenant: str, meta: module_pb2.Module) -> Entry:
         """Enter a committed module into the index and return what is stored: the first push's.
 
         Called on the event loop.
         """
         modules = self._index.setdefault(tenant, {})
-        if meta.digest not in modules:
-            bisect.insort(self._order.setdefault(tenant, []), meta.digest)
-        return modules.setdefault(meta.digest, meta)
+        known = modules.get(meta.digest)
+        if known is None:
+            known = modules[meta.digest] = Entry.of(meta)
+            bisect.insort(self._order.setdefault(tenant, []), known.digest)
+            self._stored_bytes += known.disk_bytes
+        return known
 
     def forget(self, tenant: str, digest: str) -> bool:
         """Take a module out of the index; False if it is not there. Called on the event loop."""
-        if self._index.get(tenant, {}).pop(digest, None) is None:
+        known = self._index.get(tenant, {}).pop(digest, None)
+        if known is None:
             return False
+        self._stored_bytes -= known.disk_bytes
         order = self._order[tenant]
         del order[bisect.bisect_left(order, digest)]
         return True
@@ -250,16 +321,37 @@ class Store:
 
     # --- reading --------------------------------------------------------------------------------
 
-    def get(self, tenant: str, digest: str) -> module_pb2.Module | None:
+    def get(self, tenant: str, digest: str) -> Entry | None:
         """Return what is known about a module, or None. Does not touch the disk."""
         modules = self._index.get(tenant)
         return modules.get(digest) if modules is not None else None
+
+    def describe(self, tenant: str, digest: str) -> module_pb2.Module | None:
+        """Read a module's description from the disk; None if it is not there.
+
+        Raises `faults.ModuleDamaged`, or OSError for want of descriptors.
+        """
+        try:
+            raw = (self._path(tenant, digest) / META_NAME).read_bytes()
+            module = module_pb2.Module.FromString(raw)
+            if module.digest != digest:
+                raise DecodeError("it is another module's")
+        except FileNotFoundError:
+            return None
+        except (OSError, DecodeError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EIO:
+                raise
+            log.error("the description of %s cannot be read: %s", digest, error)
+            raise faults.ModuleDamaged(
+                f"the description of {digest} cannot be read", metadata={"digest": digest}
+            ) from error
+        return module
 
     def open_wasm(self, tenant: str, digest: str) -> int:
         """Open a module's bytes for reading; the descriptor is the caller's."""
         return os.open(self._path(tenant, digest) / WASM_NAME, os.O_RDONLY | os.O_CLOEXEC)
 
-    def page(self, tenant: str, prefix: str, after: str, size: int) -> list[module_pb2.Module]:
+    def page(self, tenant: str, prefix: str, after: str, size: int) -> list[Entry]:
         """Return up to `size` modules in order of digest, beginning after `after`."""
         order = self._order.get(tenant, [])
         start = bisect.bisect_right(order, after) if after else 0

@@ -7,10 +7,11 @@ with details; anything else is a bug, is logged with its traceback, and is the o
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 # What an OSError says when the daemon, not the request, is at its limits.
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 # Streams of answers (health watches, reflection) that may be open at once: they live as long as
-# clients like.
+# clients like. Beyond that, the oldest one ends.
 MAX_STREAMS = 64
 _OPEN: AbstractContextManager[None] = nullcontext()
 _MALFORMED = object()
@@ -45,7 +46,8 @@ class HardenedServer:
         self._gate = gate
         self._gated = gated
         self._stats = stats
-        self._streams = 0
+        # Of the streams that are open, oldest first.
+        self._streams: list[asyncio.Timeout] = []
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """Ignored: generated code registers the same methods by name right after."""
@@ -112,22 +114,34 @@ class HardenedServer:
             try:
                 if request is _MALFORMED:
                     raise faults.MalformedMessage(_BAD_BYTES)
-                with self._stream():
+                async with self._stream():
                     await method(request, context)
             except Exception as error:  # noqa: BLE001 - the last line before the transport
                 await self._refuse(context, error)
 
         return call
 
-    @contextlib.contextmanager
-    def _stream(self) -> Iterator[None]:
-        if self._streams >= MAX_STREAMS:
-            raise faults.Overloaded(f"{MAX_STREAMS} streams are open already", retry_after_s=1.0)
-        self._streams += 1
+    @contextlib.asynccontextmanager
+    async def _stream(self) -> AsyncIterator[None]:
+        if len(self._streams) >= MAX_STREAMS:
+            # On a unix socket no client can be told from another. If the newest were refused, one
+            # client could keep everybody from watching for as long as it likes.
+            self._streams.pop(0).reschedule(asyncio.get_running_loop().time())
+        scope = asyncio.timeout(None)
+        self._streams.append(scope)
         try:
-            yield
+            async with scope:
+                yield
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise faults.Overloaded(
+                f"{MAX_STREAMS} streams were opened after this one; open it again",
+                retry_after_s=1.0,
+            ) from None
         finally:
-            self._streams -= 1
+            if scope in self._streams:
+                self._streams.remove(scope)
 
     def _stream_both(self, method: Callable[..., Any] | None) -> Callable[..., AsyncIterator[Any]]:
         assert method is not None, "one of the four kinds of a method is set"
@@ -136,7 +150,7 @@ class HardenedServer:
             requests: AsyncIterator[Any], context: aio.ServicerContext[Any, Any]
         ) -> AsyncIterator[Any]:
             try:
-                with self._stream():
+                async with self._stream():
                     async for response in method(_checked(requests), context):
                         yield response
             except Exception as error:  # noqa: BLE001 - the last line before the transport

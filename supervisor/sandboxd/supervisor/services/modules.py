@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, TypeVar
+import time
+from collections.abc import AsyncIterator
+from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
 
 from sandboxd.supervisor import faults, requests
 from sandboxd.supervisor.artifacts import Artifact
 from sandboxd.supervisor.compilation import CompileService
 from sandboxd.supervisor.keys import DEFAULT_TENANT, DIGEST_PREFIX, Key
-from sandboxd.supervisor.store import Incoming, Store
+from sandboxd.supervisor.store import Entry, Incoming, Store
+from sandboxd.supervisor.threads import in_thread, to_the_end
 from sandboxd.v1 import module_pb2, module_pb2_grpc
-
-T = TypeVar("T")
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
@@ -30,9 +27,11 @@ PUSH_IDLE_TIMEOUT_S = 30.0
 class ModuleService(module_pb2_grpc.ModuleServiceServicer):
     """Stores modules."""
 
-    def __init__(self, store: Store, compiles: CompileService) -> None:
+    def __init__(self, store: Store, compiles: CompileService, push_time_s: float) -> None:
         self._store = store
         self._compiles = compiles
+        self._push_time_s = push_time_s
+        compiles.on_damaged = self._damaged
         # Index and disk change together: a push and a delete of one digest must not interleave.
         self._writing = asyncio.Lock()
         self._pushes = 0
@@ -57,7 +56,7 @@ class ModuleService(module_pb2_grpc.ModuleServiceServicer):
         incoming = self._store.begin()
         try:
             async with asyncio.timeout(remaining):
-                header = await _receive(incoming, request_iterator)
+                header = await self._receive(incoming, request_iterator)
                 # A client that cancels in the middle looks like one that is done: the stream ends,
                 # and the cancellation arrives at the next suspension. Let it arrive before a
                 # module that was cut short is taken for a whole one.
@@ -69,43 +68,73 @@ class ModuleService(module_pb2_grpc.ModuleServiceServicer):
                 "the deadline passed before the module was stored; nothing was kept"
             ) from None
         finally:
-            await _in_thread(incoming.close)
+            await in_thread(incoming.close)
+
+    async def _receive(
+        self, incoming: Incoming, parts: AsyncIterator[module_pb2.PushRequest]
+    ) -> module_pb2.PushHeader:
+        try:
+            async with asyncio.timeout(self._push_time_s) as total:
+                return await _receive(incoming, parts)
+        except TimeoutError:
+            if not total.expired():
+                raise  # the client's own deadline
+            raise faults.DeadlineFault(
+                f"the module did not come within {self._push_time_s:g} s (--push-time); nothing "
+                "was kept",
+                metadata={"setting": "--push-time"},
+            ) from None
 
     async def _admit(self, tenant: str, incoming: Incoming) -> module_pb2.PushResponse:
         digest = incoming.digest
-        known = self._store.get(tenant, digest)
+        if self._store.get(tenant, digest) is None:
+            # For nothing is compiled what there is no room for; asked again when it is stored.
+            self._store.check_room(incoming.size_bytes)
         key = Key(tenant, digest, fuel=False)
         started_at = asyncio.get_running_loop().time()
         cached = self._compiles.cache.get(key) is not None
-        artifact = await self._compiles.artifact(key, lambda: os.dup(incoming.fd))
+        artifact = await self._compiles.artifact(key, incoming.reopen)
         elapsed_s = asyncio.get_running_loop().time() - started_at
         if cached or artifact.from_disk:
             elapsed_s = 0.0
         created = False
-        if known is None:
-            known = _describe(incoming, artifact)
+        entry = self._store.get(tenant, digest)
+        if entry is None:
+            new = Entry(digest, incoming.size_bytes, time.time_ns(), disk_bytes=0)
             # Shielded: once the rename is under way the outcome must be entered in the index.
-            known, created = await _to_the_end(self._commit(tenant, incoming, known))
+            commit = self._commit(tenant, incoming, _describe(new, artifact))
+            committed = await to_the_end(commit)
+            entry, created = committed
         saving = self._compiles.keep(key, artifact)
         if saving is not None:
             await asyncio.shield(saving)
         return module_pb2.PushResponse(
-            module=known, created=created, compile_time_ns=int(elapsed_s * 1e9)
+            module=_describe(entry, artifact),
+            created=created,
+            compile_time_ns=int(elapsed_s * 1e9),
         )
 
     async def _commit(
         self, tenant: str, incoming: Incoming, meta: module_pb2.Module
-    ) -> tuple[module_pb2.Module, bool]:
+    ) -> tuple[Entry, bool]:
         async with self._writing:
+            if self._store.get(tenant, meta.digest) is None:
+                self._store.check_room(Entry.of(meta).disk_bytes)
             created = await asyncio.to_thread(self._store.commit, tenant, incoming, meta)
             return self._store.remember(tenant, meta), created
+
+    def _damaged(self, key: Key) -> None:
+        """Serve a module no longer whose bytes are not its own: who pushes it again, mends it."""
+        self._store.forget(key.tenant, key.digest)
 
     async def Get(
         self, request: module_pb2.GetRequest, context: aio.ServicerContext[Any, Any]
     ) -> module_pb2.GetResponse:
         """See module.proto."""
         requests.check_digest(request.digest, "digest")
-        module = self._store.get(DEFAULT_TENANT, request.digest)
+        module = None
+        if self._store.get(DEFAULT_TENANT, request.digest) is not None:
+            module = await in_thread(self._store.describe, DEFAULT_TENANT, request.digest)
         if module is None:
             raise _not_found(request.digest)
         return module_pb2.GetResponse(module=module)
@@ -126,7 +155,7 @@ class ModuleService(module_pb2_grpc.ModuleServiceServicer):
         found = self._store.page(
             DEFAULT_TENANT, DIGEST_PREFIX + prefix, request.page_token, size + 1
         )
-        response = module_pb2.ListResponse(modules=[_brief(module) for module in found[:size]])
+        response = module_pb2.ListResponse(modules=[entry.brief() for entry in found[:size]])
         if len(found) > size:
             response.next_page_token = found[size - 1].digest
         return response
@@ -136,7 +165,7 @@ class ModuleService(module_pb2_grpc.ModuleServiceServicer):
     ) -> module_pb2.DeleteResponse:
         """See module.proto."""
         requests.check_digest(request.digest, "digest")
-        await _to_the_end(self._remove(DEFAULT_TENANT, request.digest))
+        await to_the_end(self._remove(DEFAULT_TENANT, request.digest))
         return module_pb2.DeleteResponse()
 
     async def _remove(self, tenant: str, digest: str) -> None:
@@ -147,22 +176,6 @@ class ModuleService(module_pb2_grpc.ModuleServiceServicer):
                 self._compiles.cache.drop(Key(tenant, digest, fuel))
             await asyncio.to_thread(self._compiles.disk.remove, tenant, digest)
             await asyncio.to_thread(self._store.remove, tenant, digest)
-
-
-async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`; if the caller is cancelled meanwhile, finish it first, then be cancelled."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        with contextlib.suppress(Exception):
-            await task
-        raise
-
-
-async def _in_thread(step: Callable[..., T], *arguments: Any) -> T:
-    """Run a blocking step in a thread. A step in progress is never abandoned: it holds a file."""
-    return await _to_the_end(asyncio.to_thread(step, *arguments))
 
 
 async def _receive(
@@ -178,8 +191,11 @@ async def _receive(
                     requests.check_digest(header.digest, "header.digest")
             case "header":
                 raise faults.InvalidRequest("only the first message has a header", field="header")
+            case "chunk" if not part.chunk:
+                # Nothing but a way to keep a push open.
+                raise faults.InvalidRequest("a chunk has at least one byte", field="chunk")
             case "chunk":
-                await _in_thread(incoming.write, part.chunk)
+                await in_thread(incoming.write, part.chunk)
                 requests.check_magic_so_far(incoming.head)
             case _:
                 raise faults.InvalidRequest("set header or chunk", field="part")
@@ -212,22 +228,11 @@ def _check_claims(incoming: Incoming, header: module_pb2.PushHeader) -> None:
         )
 
 
-def _describe(incoming: Incoming, artifact: Artifact) -> module_pb2.Module:
-    now = Timestamp()
-    now.GetCurrentTime()
-    return module_pb2.Module(
-        digest=incoming.digest,
-        size_bytes=incoming.size_bytes,
-        create_time=now,
-        imports=artifact.info.imports,
-        exports=artifact.info.exports,
-    )
-
-
-def _brief(module: module_pb2.Module) -> module_pb2.Module:
-    return module_pb2.Module(
-        digest=module.digest, size_bytes=module.size_bytes, create_time=module.create_time
-    )
+def _describe(entry: Entry, artifact: Artifact) -> module_pb2.Module:
+    module = entry.brief()
+    module.imports.extend(artifact.info.imports)
+    module.exports.extend(artifact.info.exports)
+    return module
 
 
 def _not_found(digest: str) -> faults.ModuleNotFound:
