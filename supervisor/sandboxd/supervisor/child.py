@@ -71,6 +71,7 @@ class Child:
         self.on_hangup: Callable[[], None] | None = None
         self._unsent: bytearray | None = None
         self._status_fd = -1
+        self._listening = False
         self.killed = False
 
     # --- birth, told by the zygote -------------------------------------------------------------
@@ -98,6 +99,10 @@ class Child:
 
     def _on_gone(self) -> None:
         self._loop.remove_reader(self.pidfd)
+        # Its last words may be longer than one read, or in the socket still: they count. There is
+        # no more of them than a socket holds.
+        while self._listening and self._read():
+            pass
         if not self.gone.done():
             self.gone.set_result(None)
 
@@ -113,28 +118,35 @@ class Child:
 
     def listen(self) -> None:
         """Start to deliver what the process sends."""
+        self._listening = True
         self._loop.add_reader(self._fd, self._on_readable)
 
     def _on_readable(self) -> None:
+        self._read()
+
+    def _read(self) -> bool:
+        """Deliver what is there; False if nothing is."""
         try:
             data = os.read(self._fd, READ_BYTES)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data = b""
         if data:
             if self.on_data is not None:
                 self.on_data(data)
-            return
-        self._loop.remove_reader(self._fd)
+            return True
+        self.deafen()
         if self.on_hangup is not None:
             self.on_hangup()
+        return False
 
     def deafen(self) -> None:
         """Deliver nothing any more, EOF included. Idempotent.
 
         What it still sends stays in its socket, which is full soon.
         """
+        self._listening = False
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
 
