@@ -41,12 +41,14 @@ STOP_TIMEOUT_S = 30.0
 class DaemonProcess:
     """A running daemon with a directory, a socket and a log of its own.
 
-    `user` is the user and group id to run it as; None for those of the tests.
+    `user` is the user and group id to run it as; None for those of the tests. `host` is a command
+    that prepares a host and then execs what follows it.
     """
 
     directory: Path
     arguments: tuple[str, ...]
     user: int | None = None
+    host: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     start_time_s: float = 0.0
     """How long the start took: a measure of how busy this machine is."""
@@ -78,7 +80,7 @@ class DaemonProcess:
         with open(self.directory / "log", "ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "sandboxd.supervisor.main"),
+                    *(*self.host, sys.executable, "-m", "sandboxd.supervisor.main"),
                     *("--listen", f"unix://{self.socket}", "--state-dir", str(self.state_dir)),
                     *self.arguments,
                 ],
@@ -191,12 +193,14 @@ def start_daemon() -> Iterator[Callable[..., contextlib.AbstractContextManager[D
     """Start a daemon with these arguments; it must end clean, leaving no process behind."""
 
     @contextlib.contextmanager
-    def start(*arguments: str, user: int | None = None) -> Iterator[DaemonProcess]:
+    def start(
+        *arguments: str, user: int | None = None, host: tuple[str, ...] = ()
+    ) -> Iterator[DaemonProcess]:
         # Short, because a socket's path is limited; not pytest's, which is long.
         with tempfile.TemporaryDirectory(prefix="sbx-") as directory:
             if user is not None:
                 os.chown(directory, user, user)
-            daemon = DaemonProcess(Path(directory), arguments, user)
+            daemon = DaemonProcess(Path(directory), arguments, user, host)
             daemon.start()
             below = daemon.descendants()
             try:

@@ -22,11 +22,14 @@ from typing import NoReturn
 from sandboxd.runner import children, engine, engine_identity, preload
 from sandboxd.runner.isolation import catalogue, credentials, libffi, memfd, namespaces
 from sandboxd.runner.isolation.layers import (
+    DAEMON_NON_DUMPABLE,
     EMPTY_ROOT,
     MEMFD_NOEXEC,
     ZYGOTE_CAPABILITIES,
     IsolationError,
     LayerState,
+    NotInForceError,
+    refused,
 )
 from sandboxd.runner.isolation.lockdown import LAYERS, ChildPolicy, Planner
 from sandboxd.runner.isolation.slots import Slot, Slots
@@ -60,12 +63,10 @@ class Zygote:
         # Before /proc is out of reach.
         self._code_pages = libffi.find_writable_code()
         self._tasks_fd = os.open("/proc/self/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        layers = [layer]
-        if layer.active:
-            # A setting of the PID namespace; without one of our own it would be the host's.
-            layers.append(memfd.refuse_executable(required=MEMFD_NOEXEC in required))
-            layers.append(namespaces.enter_empty_root(required=EMPTY_ROOT in required))
+        layers = [layer, *_enter(layer, required)]
         layers.append(credentials.limit_zygote(required=ZYGOTE_CAPABILITIES in required))
+        # Last: what changes credentials may change this, too.
+        layers.insert(0, credentials.verify_no_dumps(required=DAEMON_NON_DUMPABLE in required))
         layers += _rehearse_sealing(required)
         self._planner = Planner()
         self._switchboard = Switchboard(control_fd)
@@ -172,6 +173,21 @@ class Zygote:
 
     def _send(self, event: control_pb2.ZygoteEvent, fd: int | None = None) -> None:
         self._switchboard.send(event.SerializeToString(), fd)
+
+
+def _enter(layer: LayerState, required: frozenset[str]) -> list[LayerState]:
+    """Take what rests on namespaces of our own; without them it is not active, which is told.
+
+    Raises IsolationError if a required layer does not hold.
+    """
+    if not layer.active:
+        cause = NotInForceError(f"there are no namespaces of our own: {layer.detail}")
+        return [refused(name, cause, name in required) for name in (MEMFD_NOEXEC, EMPTY_ROOT)]
+    return [
+        # A setting of the PID namespace; without one of our own it would be the host's.
+        memfd.refuse_executable(required=MEMFD_NOEXEC in required),
+        namespaces.enter_empty_root(required=EMPTY_ROOT in required),
+    ]
 
 
 def _rehearse_sealing(required: frozenset[str]) -> list[LayerState]:

@@ -8,7 +8,6 @@ import importlib.metadata
 import logging
 import os
 import time
-from collections.abc import Iterable
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
@@ -31,6 +30,7 @@ from sandboxd.supervisor.errors import StartError
 from sandboxd.supervisor.execution import Executor
 from sandboxd.supervisor.gate import Gate, shutting_down
 from sandboxd.supervisor.launcher import Launcher, LauncherLost
+from sandboxd.supervisor.layers import no_rows
 from sandboxd.supervisor.pool import Pool
 from sandboxd.supervisor.sdnotify import Notifier
 from sandboxd.supervisor.services.admin import AdminService
@@ -50,7 +50,6 @@ from sandboxd.v1 import (
     sandbox_pb2,
     sandbox_pb2_grpc,
 )
-from sandboxd.wire.v1 import control_pb2
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +92,6 @@ class Daemon:
         self._zygote: Zygote | None = None
         self._zygote_starts = 0
         self._replacing: asyncio.Task[None] | None = None
-        self._layers: dict[str, control_pb2.IsolationLayer] = {}
         self._draining = False
         self._notifier = Notifier()
         self._health = health.aio.HealthServicer()
@@ -109,7 +107,6 @@ class Daemon:
             configuration.compile_config(settings), self._cache, self._artifacts
         )
         self._pool = Pool(configuration.pool_config(settings))
-        self._pool.on_layers = self._note_layers
         self._executor = Executor(
             self._pool,
             self._compiles,
@@ -129,6 +126,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Serve until asked to stop. Raises `StartError`, of whatever kind."""
+        privileges.hide_memory()
         try:
             self._store.open()
         except OSError as error:
@@ -292,10 +290,9 @@ class Daemon:
             raise
         self._zygote_starts += 1
         self._zygote = zygote
-        self._layers.update((layer.name, layer) for layer in zygote.layers)
         self._executor.engine_version = zygote.engine_version
         self._executor.isolation_profile = self._settings.isolation
-        self._tell_layers()
+        self._executor.layers = zygote.layers
         self._compiles.use_zygote(zygote, self._processes(zygote))
         self._pool.use_zygote(zygote, self._processes(zygote))
 
@@ -303,7 +300,7 @@ class Daemon:
         """RLIMIT_NPROC of a child: it counts per user, so it depends on who shares the user."""
         if self._as_root:
             return configuration.RUNNER_THREADS  # every child has a user of its own
-        if any(layer.name == "namespaces" and layer.active for layer in zygote.layers):
+        if zygote.layers.is_active("namespaces"):
             # All share one user, but one that counts only within their namespace.
             return configuration.RUNNER_THREADS * self._slots
         return 0  # the user's other processes count, too: no number is right
@@ -322,6 +319,7 @@ class Daemon:
         log.error("the zygote is gone and all runners with it; starting another")
         self._pool.use_zygote(None, 0)
         self._compiles.use_zygote(None, 0)
+        self._executor.layers = None
         self._replacing = self._loop.create_task(self._replace_zygote())
 
     async def _replace_zygote(self) -> None:
@@ -354,21 +352,6 @@ class Daemon:
         self._launcher = Launcher()
         self._launcher.start()
 
-    def _note_layers(self, layers: Iterable[control_pb2.IsolationLayer]) -> None:
-        for layer in layers:
-            if layer.name not in isolation.LAYERS:
-                continue
-            known = self._layers.get(layer.name)
-            # One process where a layer does not hold is enough to say that it does not.
-            if known is None or known.active:
-                self._layers[layer.name] = layer
-        self._tell_layers()
-
-    def _tell_layers(self) -> None:
-        self._executor.active_layers = tuple(
-            layer.name for layer in self._layers.values() if layer.active
-        )
-
     # --- status -----------------------------------------------------------------------------------
 
     def snapshot(self) -> admin_pb2.GetStatusResponse:
@@ -376,6 +359,7 @@ class Daemon:
         now = self._loop.time()
         # Those not forked yet are counted, but have nothing to describe.
         runners = [runner for runner in self._pool.runners if runner.child.pid]
+        layers = self._zygote.layers.rows() if self._zygote is not None else no_rows()
         return admin_pb2.GetStatusResponse(
             version=VERSION,
             engine_version=self._executor.engine_version,
@@ -387,7 +371,7 @@ class Daemon:
             outcomes=status.describe_answers(self._stats),
             latency=status.describe_latency(self._stats.latency),
             runners=[status.describe_runner(runner, now) for runner in runners],
-            layers=status.describe_layers(self._layers.values(), self._required),
+            layers=status.describe_layers(layers, self._required),
             modules=self._store.count(),
             zygote_pid=self._zygote.pid if self._zygote is not None else 0,
             compiling=self._compiles.working,

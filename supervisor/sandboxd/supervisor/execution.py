@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from sandboxd.supervisor.artifacts import Artifact
 from sandboxd.supervisor.compilation import CompileService
 from sandboxd.supervisor.gate import shutting_down
 from sandboxd.supervisor.keys import Key, digest_of
+from sandboxd.supervisor.layers import Layers
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
 from sandboxd.supervisor.memory_file import sealed_memory_file
@@ -71,6 +72,8 @@ class _Call:
     cpu_time_ns: int = 0
     peak_memory_bytes: int = 0
     start_kind: sandbox_pb2.StartKind.ValueType = sandbox_pb2.START_KIND_UNSPECIFIED
+    layers: tuple[str, ...] = ()
+    """Layers of isolation that its runner and that one's zygote told of; none without a runner."""
 
 
 class Executor:
@@ -96,7 +99,8 @@ class Executor:
         self._default_limits = policy.resolve(sandbox_pb2.Limits())
         self.engine_version = ""
         self.isolation_profile = ""
-        self.active_layers: tuple[str, ...] = ()
+        # Of the present zygote; None while there is none.
+        self.layers: Layers | None = None
         # Set when the drain is over: processes die because the daemon stops.
         self.stopping = False
 
@@ -106,8 +110,9 @@ class Executor:
         """Return what the guest did. Raises `faults.Fault` for anything else."""
         arrived_at = self._loop.time()
         requests.check(request)
-        if request.require_layers:
-            self._check_layers(request.require_layers)
+        if request.require_layers and self.layers is not None:
+            # Early: before anything is compiled. The runner that is found later has the last word.
+            _check_layers(self.layers.refuted(request.require_layers))
         limits = (
             self._policy.resolve(request.limits)
             if request.HasField("limits")
@@ -136,15 +141,6 @@ class Executor:
             raise
         self._stats.outcome(str(response.WhichOneof("outcome")), self._since_ns(arrived_at))
         return response
-
-    def _check_layers(self, required: Iterable[str]) -> None:
-        missing = sorted(set(required).difference(self.active_layers))
-        if missing:
-            raise faults.LayerNotActive(
-                f"not active on this host: {', '.join(missing)}; see `sandboxctl doctor`",
-                field="require_layers",
-                metadata={"layers": ",".join(missing)},
-            )
 
     def _key(self, tenant: str, request: sandbox_pb2.ExecuteRequest, limits: CallLimits) -> Key:
         if request.HasField("wasm"):
@@ -219,6 +215,11 @@ class Executor:
     async def _on_runner(
         self, call: _Call, runner: Runner, artifact: Artifact, fresh: bool
     ) -> sandbox_pb2.ExecuteResponse:
+        call.layers = runner.layers
+        required = call.request.require_layers
+        if required and (missing := set(required).difference(call.layers)):
+            self._pool.release(runner, reusable=True)
+            _check_layers(missing)
         base_cpu_ns = runner.child.cpu_time_ns()
         handed_at = self._loop.time()
         answer = runner.begin(_job(call), call.key, artifact)
@@ -457,7 +458,7 @@ class Executor:
         receipt.start_kind = call.start_kind
         receipt.engine_version = self.engine_version
         receipt.limits.CopyFrom(call.limits.message())
-        receipt.isolation_layers.extend(self.active_layers)
+        receipt.isolation_layers.extend(call.layers)
         receipt.isolation_profile = self.isolation_profile
         if isinstance(ending, runner_pb2.Result):
             reported = receipt.self_reported
@@ -471,6 +472,16 @@ class Executor:
         for task in list(self._abandoned):
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+
+def _check_layers(missing: Collection[str]) -> None:
+    if missing:
+        names = sorted(missing)
+        raise faults.LayerNotActive(
+            f"not active on this host: {', '.join(names)}; see `sandboxctl doctor`",
+            field="require_layers",
+            metadata={"layers": ",".join(names)},
+        )
 
 
 class _Stopped(Exception):  # noqa: N818 - a verdict, never seen outside

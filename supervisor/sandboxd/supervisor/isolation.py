@@ -10,9 +10,12 @@ from collections.abc import Iterable
 
 from sandboxd.supervisor.errors import StartError
 
-# What every child applies to itself, on every host that is supported.
+DAEMON_NON_DUMPABLE = "daemon-non-dumpable"
+# What holds on every host that is supported; the first of the daemon's own processes, the others of
+# every child.
 _WALL = frozenset(
     {
+        DAEMON_NON_DUMPABLE,
         "descriptors",
         "session",
         "rlimits",
@@ -39,8 +42,11 @@ PRESETS: dict[str, frozenset[str]] = {
 # Beyond any preset: only root has the first, and the second must be delegated to the daemon.
 LAYERS = PRESETS["strict"] | {"memfd-noexec", "cgroup"}
 
-# What a runner applies after it has loaded its module, and reports then.
+# Who tells of a layer: the zygote, of what it did once for all children; each child, of itself.
+# What a runner applies after it has loaded its module, the zygote has rehearsed, and it confirms.
 AFTER_LOADING = frozenset({"mdwe", "seccomp-sealed"})
+OF_ZYGOTE = _NAMESPACES | {"memfd-noexec", DAEMON_NON_DUMPABLE}
+OF_CHILD = LAYERS - OF_ZYGOTE - AFTER_LOADING
 
 
 class UnknownLayer(StartError):  # noqa: N818 - a state of the world

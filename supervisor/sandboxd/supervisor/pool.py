@@ -19,7 +19,6 @@ import logging
 import os
 import random
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sandboxd.supervisor import faults
@@ -90,7 +89,6 @@ class Pool:
         self.started_total = 0
         self.ended_total = 0
         self.refused_total = 0
-        self.on_layers: Callable[[Iterable[control_pb2.IsolationLayer]], None] = _ignore
         self._loop = asyncio.get_running_loop()
         self._all: set[Runner] = set()
         self._start_timers: dict[Runner, asyncio.TimerHandle] = {}
@@ -325,8 +323,7 @@ class Pool:
             child,
             outbox,
             interrupt_write,
-            self._zygote.sealing,
-            self.on_layers,
+            self._zygote.layers,
             self._on_ready,
             self._on_kill,
             self._on_dead,
@@ -417,10 +414,6 @@ class Pool:
 
 def _jitter() -> float:
     return 1.0 - random.random() * JITTER  # noqa: S311 - spreads load, guards nothing
-
-
-def _ignore(layers: Iterable[control_pb2.IsolationLayer]) -> None:
-    """Nobody wants to know."""
 
 
 _ABSENT = object()

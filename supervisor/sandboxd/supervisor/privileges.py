@@ -20,6 +20,8 @@ DEFAULT_USER = "sandboxd"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # include/uapi/linux/prctl.h, capability.h
+_PR_GET_DUMPABLE = 3
+_PR_SET_DUMPABLE = 4
 _PR_SET_KEEPCAPS = 8
 _PR_CAPBSET_READ = 23
 _PR_CAPBSET_DROP = 24
@@ -71,6 +73,20 @@ def _exists(name: str) -> bool:
     return True
 
 
+def hide_memory() -> None:
+    """Let no process of the same user trace this one or read its memory; see `is_dumpable`.
+
+    To be called again after a change of user. The files below /proc/self belong to root from then
+    on; those that are open to others can be read still.
+    """
+    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def is_dumpable() -> bool:
+    """True if processes of the same user may trace this one."""
+    return bool(_libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) != 0)
+
+
 def hand_over(directory: Path, to: Account) -> None:
     """Give a directory and all in it to the account. Symbolic links are not followed."""
     os.lchown(directory, to.uid, to.gid)
@@ -92,6 +108,7 @@ def give_up_root(to: Account) -> None:
         os.setresuid(to.uid, to.uid, to.uid)
         _keep_only_kill()
         _checked(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+        hide_memory()
     except OSError as error:
         raise PrivilegeError(f"root cannot be given up: {error.strerror}") from error
     _verify(to)

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from sandboxd.supervisor import faults, isolation
+from sandboxd.supervisor import faults
 from sandboxd.supervisor.child import UNKNOWN_EXIT, Child, ExitStatus
 from sandboxd.supervisor.errors import StartError
 from sandboxd.supervisor.keys import EngineIdentity
 from sandboxd.supervisor.launcher import LaunchedZygote, Launcher
+from sandboxd.supervisor.layers import LayerMissing, Layers
 from sandboxd.supervisor.packets import PacketSocket, close_all
 from sandboxd.wire.v1 import control_pb2
 
@@ -66,7 +67,7 @@ class Zygote:
         self._ready: asyncio.Future[control_pb2.ZygoteReady] = self._loop.create_future()
         self.engine_version = ""
         self.engine = EngineIdentity("", "", "", "")
-        self.layers: list[control_pb2.IsolationLayer] = []
+        self.layers = Layers((), ())
 
     @property
     def pid(self) -> int:
@@ -77,12 +78,6 @@ class Zygote:
     def alive(self) -> bool:
         """True from a successful `start` until it is lost or stopped."""
         return bool(self.engine_version) and self._control.is_open
-
-    @property
-    def sealing(self) -> frozenset[str]:
-        """Layers that every runner applies after loading: the zygote has rehearsed them."""
-        active = {layer.name for layer in self.layers if layer.active}
-        return isolation.AFTER_LOADING & active
 
     @property
     def has_slot(self) -> bool:
@@ -96,7 +91,10 @@ class Zygote:
         required: Sequence[str],
         cgroups: control_pb2.Cgroups,
     ) -> None:
-        """Have it forked and wait until it is preloaded. Raises `ZygoteFailed`, `LauncherLost`."""
+        """Have it forked and wait until it is preloaded.
+
+        Raises `ZygoteFailed`, also if it lacks a required layer, and `LauncherLost`.
+        """
         with self._control.theirs as theirs:
             self._process = launcher.launch(theirs, namespaces, required, cgroups)
         try:
@@ -109,6 +107,11 @@ class Zygote:
             raise ZygoteFailed(
                 f"the zygote ended with status {status}; see its message above"
             ) from None
+        try:
+            self.layers = Layers(ready.layers, required)
+        except LayerMissing as missing:
+            await self.stop()
+            raise ZygoteFailed(str(missing)) from missing
         self.engine_version = ready.engine_version
         self.engine = EngineIdentity(
             ready.engine_version,
@@ -116,7 +119,6 @@ class Zygote:
             ready.engine_fingerprint,
             ready.cpu_features_sha256,
         )
-        self.layers = list(ready.layers)
 
     # --- children -------------------------------------------------------------------------------
 

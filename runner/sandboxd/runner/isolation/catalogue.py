@@ -15,12 +15,14 @@ from typing import Final, Literal
 from sandboxd.runner.isolation import (
     cgroups,
     credentials,
+    kernel,
     lockdown,
     memfd,
     namespaces,
 )
 from sandboxd.runner.isolation.layers import (
     CGROUP,
+    DAEMON_NON_DUMPABLE,
     EMPTY_ROOT,
     LANDLOCK,
     MDWE,
@@ -114,6 +116,11 @@ def _probe_policy(writing: int, parent: int, required: frozenset[str]) -> ChildP
 # -- how each is held ----------------------------------------------------------------------------
 
 
+def _hold_memory(_policy: ChildPolicy) -> LayerState:
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+    return credentials.verify_no_dumps(required=False)
+
+
 def _hold_namespaces(_policy: ChildPolicy) -> LayerState:
     return namespaces.unshare(required=False)
 
@@ -177,6 +184,7 @@ SEALING: Final = (
 )
 #: All, in the order in which they are taken.
 LAYERS: Final = (
+    Layer(DAEMON_NON_DUMPABLE, "zygote", _hold_memory),
     Layer(NAMESPACES, "zygote", _hold_namespaces),
     Layer(MEMFD_NOEXEC, "zygote", _in_namespaces(memfd.refuse_executable)),
     Layer(EMPTY_ROOT, "zygote", _in_namespaces(namespaces.enter_empty_root)),

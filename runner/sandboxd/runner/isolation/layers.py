@@ -8,6 +8,7 @@ from typing import Final
 DESCRIPTORS: Final = "descriptors"
 SESSION: Final = "session"
 CGROUP: Final = "cgroup"
+DAEMON_NON_DUMPABLE: Final = "daemon-non-dumpable"
 NAMESPACES: Final = "namespaces"
 MEMFD_NOEXEC: Final = "memfd-noexec"
 EMPTY_ROOT: Final = "empty-root"
@@ -49,6 +50,9 @@ SEAL_REQUIRED_DEFAULT: Final = frozenset({SECCOMP_SEALED})
 
 #: What each layer is for.
 REASONS: Final = {
+    DAEMON_NON_DUMPABLE: (
+        "no process of their user can trace supervisor, launcher and zygote or read their memory"
+    ),
     NAMESPACES: "no process, network, mount or IPC object of the host can be named",
     MEMFD_NOEXEC: "a memory file cannot be executed, so no code gets in as a program",
     EMPTY_ROOT: "there is no file to read, write or execute, and no user namespace to be made",
@@ -77,6 +81,7 @@ REMEDIES: Final = {
         "and ProtectControlGroups=no in the unit, or systemd-run --property=Delegate=yes), and do "
         "not pass --cgroups=off"
     ),
+    DAEMON_NON_DUMPABLE: "needs prctl(PR_SET_DUMPABLE)",
     MEMFD_NOEXEC: "start as root, with namespaces, on Linux 6.3 or newer",
     ZYGOTE_CAPABILITIES: "start as root with CAP_SETPCAP, CAP_SETUID and CAP_SETGID",
     DESCRIPTORS: "pass only open descriptors in keep_fds; close_range(2) needs Linux 5.9",
@@ -84,9 +89,9 @@ REMEDIES: Final = {
     NAMESPACES: (
         "start as root with CAP_SYS_ADMIN, or allow unprivileged user namespaces "
         "(user.max_user_namespaces above 0, kernel.apparmor_restrict_unprivileged_userns=0, "
-        "no RestrictNamespaces= in the unit)"
+        "no RestrictNamespaces= in the unit), and do not pass --namespaces=off"
     ),
-    EMPTY_ROOT: "allow mount, pivot_root and chroot in the new mount namespace",
+    EMPTY_ROOT: "needs namespaces; allow mount, pivot_root and chroot in the new mount namespace",
     RLIMITS: "raise the hard limits that the daemon was started with",
     CAPABILITIES: "start as root with CAP_SETPCAP, or as an ordinary user without capabilities",
     UID: (

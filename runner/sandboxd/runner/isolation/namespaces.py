@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from sandboxd.runner.isolation import kernel
 from sandboxd.runner.isolation.layers import (
@@ -17,7 +17,6 @@ from sandboxd.runner.isolation.layers import (
     refused,
 )
 
-_CLONE_NEWUSER: Final = 0x10000000
 #: Flag of unshare(2) and link in /proc/self/ns, for every namespace that is always entered.
 _NAMESPACES: Final = {
     "mnt": 0x00020000,
@@ -27,6 +26,8 @@ _NAMESPACES: Final = {
     "pid_for_children": 0x20000000,
     "net": 0x40000000,
 }
+
+_MADE: Final = b"made"
 
 _MS_RDONLY: Final = 1
 _MS_NOSUID: Final = 2
@@ -67,15 +68,63 @@ def unshare(required: bool) -> LayerState:
 
 
 def _enter() -> None:
+    if os.geteuid() != 0:
+        _enter_user_namespace()
+    kernel.unshare(sum(_NAMESPACES.values()))
+
+
+def _enter_user_namespace() -> None:
+    """Enter a user namespace that a child of this process makes.
+
+    Ids are mapped through files in /proc/self, and those of a process that is not dumpable belong
+    to root. This process is not, and must not be for a moment: whoever traced it then would keep
+    it. Of the child nothing is kept but the namespace, over which its user has every power anyway.
+    """
+    made_reading, made_writing = os.pipe2(os.O_CLOEXEC)
+    stay_reading, stay_writing = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        os.close(stay_writing)
+        _make_user_namespace(made_writing, stay_reading)
+    os.close(made_writing)
+    os.close(stay_reading)
+    pidfd = -1
+    try:
+        with open(made_reading, "rb", buffering=0) as made:
+            if (answer := made.read(1024)) != _MADE:
+                text = (answer or b"").decode(errors="replace")
+                raise NotInForceError(text or "a user namespace cannot be made")
+        pidfd = os.pidfd_open(child)
+        kernel.setns(pidfd, kernel.CLONE_NEWUSER)
+    finally:
+        if pidfd >= 0:
+            os.close(pidfd)
+        os.close(stay_writing)
+        os.waitpid(child, 0)
+    _verify_mapped()
+
+
+def _make_user_namespace(made: int, stay: int) -> NoReturn:
     user, group = os.geteuid(), os.getegid()
-    flags = sum(_NAMESPACES.values())
-    if user == 0:
-        kernel.unshare(flags)
-        return
-    kernel.unshare(flags | _CLONE_NEWUSER)
-    _write("/proc/self/setgroups", "deny")
-    _write("/proc/self/uid_map", f"{user} {user} 1")
-    _write("/proc/self/gid_map", f"{group} {group} 1")
+    try:
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+        kernel.unshare(kernel.CLONE_NEWUSER)
+        _write("/proc/self/setgroups", "deny")
+        _write("/proc/self/uid_map", f"{user} {user} 1")
+        _write("/proc/self/gid_map", f"{group} {group} 1")
+        os.write(made, _MADE)
+        os.read(stay, 1)  # until the other has entered, or is gone
+    except OSError as error:
+        os.write(made, str(error).encode())
+    finally:
+        os._exit(0)
+
+
+def _verify_mapped() -> None:
+    for name, number in (("uid_map", os.geteuid()), ("gid_map", os.getegid())):
+        mapped = Path("/proc/self", name).read_text("utf-8").split()
+        if mapped != [str(number), str(number), "1"]:
+            raise NotInForceError(f"{name} reads {mapped}")
 
 
 def _write(path: str, text: str) -> None:
