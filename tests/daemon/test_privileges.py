@@ -128,6 +128,19 @@ def test_a_runner_is_not_root_and_shares_its_user_with_no_other_where_it_can(
         assert uids[0] != uids[1], "each runner has a user id of its own"
 
 
+def test_every_thread_of_the_supervisor_gave_up_what_root_had(started: Any) -> None:
+    if os.geteuid() != 0 or started.user is not None:
+        pytest.skip("it had nothing to give up")
+    tasks = list(Path(f"/proc/{started.pid}/task").iterdir())
+    assert len(tasks) > 1, "gRPC has threads"
+    for task in tasks:
+        status = kernel_status(f"{started.pid}/task/{task.name}")
+        assert status["NoNewPrivs"] == "1", task
+        assert "0" not in status["Uid"].split(), task
+        for capabilities in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert int(status[capabilities], 16) & ~(1 << 5) == 0, (task, capabilities)
+
+
 def can_open_memory(pid: int, user: int) -> bool:
     """True if a process of this user, which is not its parent, can read and write its memory."""
     child = os.fork()

@@ -14,17 +14,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from sandboxd.supervisor import faults
 from sandboxd.supervisor.keys import DIGEST_PREFIX, digest_of
-from sandboxd.supervisor.store import (
-    META_NAME,
-    WASM_NAME,
-    StateDirectoryBusy,
-    StateDirectoryForeign,
-    Store,
-)
+from sandboxd.supervisor.state_directory import StateDirectoryBusy, StateDirectoryForeign
+from sandboxd.supervisor.store import META_NAME, WASM_NAME, Store
 from sandboxd.v1 import module_pb2
 
 TENANT = "default"
 MAX_BYTES = 64
+
+
+def open_store(store: Store) -> None:
+    store.claim()
+    store.load()
 
 
 def push(store: Store, content: bytes, tenant: str = TENANT) -> bool:
@@ -65,7 +65,7 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.store = Store(self.directory / "state", MAX_BYTES)
-        self.store.open()
+        open_store(self.store)
 
     @rule(content=st.binary(max_size=8))
     def push_it(self, content: bytes) -> None:
@@ -152,7 +152,7 @@ TestStoreMachine = StoreMachine.TestCase
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     opened = Store(tmp_path / "state", MAX_BYTES)
-    opened.open()
+    open_store(opened)
     return opened
 
 
@@ -234,9 +234,9 @@ def test_the_digest_is_that_of_all_chunks(store: Store) -> None:
 def test_a_directory_serves_one_store_at_a_time(store: Store, tmp_path: Path) -> None:
     second = Store(tmp_path / "state", MAX_BYTES)
     with pytest.raises(StateDirectoryBusy, match="--state-dir"):
-        second.open()
+        open_store(second)
     store.close()
-    second.open()
+    open_store(second)
     second.close()
 
 
@@ -263,5 +263,5 @@ def test_a_directory_of_somebody_else_is_refused_and_not_touched(
 
     before = state()
     with pytest.raises(StateDirectoryForeign, match="--state-dir"):
-        Store(tmp_path, MAX_BYTES).open()
+        open_store(Store(tmp_path, MAX_BYTES))
     assert state() == before

@@ -8,6 +8,7 @@ import importlib.metadata
 import logging
 import os
 import time
+from collections.abc import Callable
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
@@ -20,6 +21,7 @@ from sandboxd.supervisor import (
     host,
     isolation,
     privileges,
+    state_directory,
     status,
     uid_range,
 )
@@ -127,19 +129,18 @@ class Daemon:
     async def run(self) -> None:
         """Serve until asked to stop. Raises `StartError`, of whatever kind."""
         privileges.hide_memory()
-        try:
-            self._store.open()
-        except OSError as error:
-            raise StartError(
-                f"state directory: {error.filename}: {error.strerror}; pass another --state-dir"
-            ) from error
         self._launcher = Launcher()
         try:
+            self._use_state(self._store.claim)
             # Exec'd first of all: while this process is small, has one thread, and may be root.
             self._launcher.start()
             if self._as_root:
                 # The first one may be the daemon's own.
-                self._uids = uid_range.take(self._settings.uid_base, 1 + self._slots)
+                self._uids = uid_range.take(
+                    self._settings.uid_base,
+                    1 + self._slots,
+                    before=os.fstat(self._store.directory_fd).st_uid,
+                )
             await self._start_zygote()
             await self._first_runner()
             await self._serve()
@@ -163,6 +164,9 @@ class Daemon:
 
     async def _serve(self) -> None:
         settings = self._settings
+        if self._as_root:
+            # Before gRPC starts threads, which inherit it.
+            privileges.forgo_privileges()
         server = aio.server(
             options=configuration.server_options(settings),
             # Beyond this, calls are refused by the transport before they cost anything here.
@@ -173,50 +177,52 @@ class Daemon:
         bound = endpoints.bind(
             server, settings.listen, settings.socket_group, tls, settings.insecure_tcp
         )
-        if settings.insecure_tcp:
-            log.warning("TCP without TLS: every user of this machine can run guests")
-        # The interpreter may be installed where only root can read: import now what would be
-        # imported at first use.
-        await asyncio.to_thread(importlib.import_module, "concurrent.futures.thread")
-        self._open_artifacts()
-        self._give_up_root()
-        await server.start()
-        await self._set_serving(True)
-        log.info("sandboxd %s listens on %s", VERSION, ", ".join(bound))
-        self._notifier.notify("READY=1", f"STATUS=serving on {', '.join(bound)}")
-        watchdog = self._loop.create_task(self._keep_alive())
+        watchdog: asyncio.Task[None] | None = None
         try:
+            if settings.insecure_tcp:
+                log.warning("TCP without TLS: every user of this machine can run guests")
+            # The interpreter may be installed where only root can read: import now what would be
+            # imported at first use.
+            await asyncio.to_thread(importlib.import_module, "concurrent.futures.thread")
+            self._give_up_root()
+            self._use_state(self._load_state)
+            await server.start()
+            await self._set_serving(True)
+            log.info("sandboxd %s listens on %s", VERSION, ", ".join(bound))
+            self._notifier.notify("READY=1", f"STATUS=serving on {', '.join(bound)}")
+            watchdog = self._loop.create_task(self._keep_alive())
             await self._stop.wait()
             await self._drain(server)
         finally:
-            watchdog.cancel()
+            if watchdog is not None:
+                watchdog.cancel()
             await server.stop(0)
             endpoints.unlink(bound)
 
-    def _open_artifacts(self) -> None:
-        """Before the state directory is handed over: afterwards, who owned what cannot be told."""
-        owners = {os.geteuid()}
+    def _use_state(self, step: Callable[[], None]) -> None:
         try:
-            if self._as_root:
-                owners.add(self._account().uid)
-            self._artifacts.open(self._store.directory_fd, owners)
-        except (privileges.PrivilegeError, OSError) as error:
-            raise StartError(f"artifacts: {error}") from error
+            step()
+        except OSError as error:
+            where = error.filename if isinstance(error.filename, str) else "state"
+            raise StartError(
+                f"state directory: {where}: {error.strerror}; pass another --state-dir"
+            ) from error
 
-    def _account(self) -> privileges.Account:
-        """Who the daemon becomes when started as root. Raises `PrivilegeError`."""
-        assert self._uids is not None
-        return privileges.account(self._settings.user, self._uids.ids.start)
+    def _load_state(self) -> None:
+        """Read what is on disk: never as root, for a former daemon's user may have left it."""
+        self._store.load()
+        self._artifacts.open(self._store.directory_fd, {os.geteuid()})
 
     def _give_up_root(self) -> None:
         """From here on nothing is root but the launcher and what it forks."""
         if not self._as_root:
             return
+        assert self._uids is not None
         try:
-            become = self._account()
-            privileges.hand_over(self._settings.state_dir, become)
+            become = privileges.account(self._settings.user, self._uids.ids.start)
+            state_directory.hand_over(self._store.directory_fd, self._settings.state_dir, become)
             privileges.give_up_root(become)
-        except (privileges.PrivilegeError, OSError) as error:
+        except OSError as error:
             raise StartError(f"as root: {error}") from error
         self._host.supervisor_uid = os.geteuid()
         log.info("runs as user %d from here on", become.uid)
