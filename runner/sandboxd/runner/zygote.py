@@ -16,6 +16,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import signal
 import sys
 from typing import NoReturn
 
@@ -31,7 +32,7 @@ from sandboxd.runner.isolation.layers import (
     NotInForceError,
     refused,
 )
-from sandboxd.runner.isolation.lockdown import LAYERS, ChildPolicy, Planner
+from sandboxd.runner.isolation.lockdown import LAYERS, ChildPolicy, Plan, Planner
 from sandboxd.runner.isolation.slots import Slot, Slots
 from sandboxd.runner.reaper import Switchboard, forget_signals
 from sandboxd.wire.v1 import control_pb2
@@ -112,19 +113,52 @@ class Zygote:
         policy = self._policy(request, fds, cgroup)
         # Whatever can be worked out here costs the child nothing.
         plan = self._planner.plan(policy)
-        pid = os.fork()
+        pid = self._fork(request, fds, cgroup, policy, plan)
+        try:
+            self._announce(pid, request.child_id)
+        except OSError:
+            # The supervisor will take it for never born and give its user id to another one.
+            self._take_back(pid)
+            raise
+
+    def _fork(
+        self,
+        request: control_pb2.SpawnRequest,
+        fds: list[int],
+        cgroup: Slot | str,
+        policy: ChildPolicy,
+        plan: Plan,
+    ) -> int:
+        try:
+            pid = os.fork()
+        except OSError:
+            if isinstance(cgroup, Slot):
+                self._give_back(cgroup, 0)
+            raise
         if pid == 0:
             forget_signals()
             children.run_child(request.kind, policy, plan, self._required, fds, self._engines)
         self._pids[pid] = request.child_id
         if isinstance(cgroup, Slot):
             self._taken[pid] = cgroup
+        return pid
+
+    def _announce(self, pid: int, child_id: int) -> None:
         pidfd = os.pidfd_open(pid)
         try:
-            spawned = control_pb2.Spawned(child_id=request.child_id)
+            spawned = control_pb2.Spawned(child_id=child_id)
             self._send(control_pb2.ZygoteEvent(spawned=spawned), pidfd)
         finally:
             os.close(pidfd)
+
+    def _take_back(self, pid: int) -> None:
+        """Kill and reap a child that nobody was told of."""
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        del self._pids[pid]
+        cgroup = self._taken.pop(pid, None)
+        if cgroup is not None:
+            self._give_back(cgroup, 0)
 
     def _take_slot(self, limits: control_pb2.ChildLimits) -> Slot | str:
         if isinstance(self._slots, str):

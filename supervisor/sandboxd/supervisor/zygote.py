@@ -22,7 +22,7 @@ from sandboxd.supervisor import faults
 from sandboxd.supervisor.child import UNKNOWN_EXIT, Child, ExitStatus
 from sandboxd.supervisor.errors import StartError
 from sandboxd.supervisor.keys import EngineIdentity
-from sandboxd.supervisor.launcher import LaunchedZygote, Launcher
+from sandboxd.supervisor.launcher import LaunchedZygote, Launcher, kill_unwatched
 from sandboxd.supervisor.layers import LayerMissing, Layers
 from sandboxd.supervisor.packets import PacketSocket, close_all
 from sandboxd.wire.v1 import control_pb2
@@ -173,7 +173,7 @@ class Zygote:
             case "ready" if not self._ready.done():
                 self._ready.set_result(event.ready)
             case "spawned" if event.spawned.child_id in self._children and len(fds) == 1:
-                self._children[event.spawned.child_id].set_pidfd(fds.pop())
+                _adopt(self._children[event.spawned.child_id], fds.pop())
             case "spawn_failed":
                 log.error("a process could not be started: %s", event.spawn_failed.message)
                 self._end(event.spawn_failed.child_id, UNKNOWN_EXIT)
@@ -247,6 +247,15 @@ def _open_pair(passed: Sequence[int]) -> tuple[socket.socket, list[int]]:
         close_all(fds)
         raise
     return ours, fds
+
+
+def _adopt(child: Child, pidfd: int) -> None:
+    try:
+        child.set_pidfd(pidfd)
+    except OSError as error:
+        # It could be neither measured nor watched. The zygote tells of its end.
+        log.error("a process cannot be looked after and is killed: %s", error.strerror)
+        kill_unwatched(pidfd)
 
 
 def _nothing() -> None:
