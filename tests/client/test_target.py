@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +32,45 @@ from sandboxd.client.target import DEFAULT_ADDRESS, resolve_target, socket_path
 )
 def test_addresses_become_targets(address: str | Path, target: str) -> None:
     assert resolve_target(address) == target
+
+
+@contextlib.contextmanager
+def _slow_to_greet(daemon: str, path: Path, seconds: float) -> Iterator[str]:
+    """A way to a daemon on which nothing is passed on at first."""
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    def serve() -> None:
+        near, _ = listener.accept()
+        time.sleep(seconds)
+        with near, socket.socket(socket.AF_UNIX) as far:
+            far.connect(daemon)
+            back = threading.Thread(target=pump, args=(far, near))
+            back.start()
+            pump(near, far)
+            back.join()
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"unix://{path}"
+        thread.join()
+
+
+def test_a_daemon_that_is_slow_to_greet_is_waited_for(daemon: FakeDaemon) -> None:
+    near = daemon.socket.with_name("slow")
+    with (
+        _slow_to_greet(str(daemon.socket), near, 0.5) as address,
+        Client(address) as client,
+    ):
+        assert client.status(timeout=10)
 
 
 @pytest.mark.parametrize("bad", ["", "localhost", "host:", ":1", "host:99999", "unix:", "/" * 200])

@@ -41,7 +41,7 @@ def test_every_layer_that_there_is_has_a_row(start_daemon: Any) -> None:
     with start_daemon("--namespaces=off", "--spare-runners=1") as daemon:
         rows = {layer.name: layer for layer in daemon.status().layers}
         assert rows.keys() == isolation.LAYERS
-        for name in (*LOST, "memfd-noexec"):
+        for name in (*LOST, "memfd-noexec", "no-ipc"):
             assert not rows[name].active
             assert "switched off by --namespaces=off" in rows[name].detail
             assert "--namespaces=off" in rows["namespaces"].remedy

@@ -60,7 +60,7 @@ def _path_only(field: Field) -> None:
     os.open(field.bait.directory, os.O_PATH)
 
 
-@attack("write to a private file", "U:EACCES N:ENOENT L:EACCES S:EACCES")
+@attack("write to a private file", "U:EACCES R:EFBIG N:ENOENT L:EACCES S:EACCES")
 def _write_private(field: Field) -> None:
     fd = os.open(field.bait.file, os.O_RDWR)
     if os.pwrite(fd, SECRET, 0) != len(SECRET):
@@ -253,7 +253,7 @@ def _watch(field: Field) -> None:
     del keep
 
 
-@attack("use an inherited file", "H:EBADF")
+@attack("use an inherited file", "Z:SIGSYS H:EBADF")
 def _inherited_file(field: Field) -> None:
     expect_secret(os.pread(field.inherited["file"], 64, 0))
 
@@ -299,7 +299,7 @@ def _execve(_field: Field) -> None:
     os.execve("/bin/sh", ["sh", "-c", f"exit {EXIT_OF_FOREIGN_PROGRAM}"], {})
 
 
-@attack("run a program from a memory file", "N:EACCES|works S:SIGSYS", "S:SIGSYS")
+@attack("run a program from a memory file", "R:EFBIG N:EACCES|works S:SIGSYS", "R:EFBIG S:SIGSYS")
 def _execveat(_field: Field) -> None:
     fd = os.memfd_create("program", 0)
     os.write(fd, _smallest_program())

@@ -68,8 +68,8 @@ def _io_uring(_field: Field) -> None:
 @attack(
     "read a private file through io_uring",
     # Its rings are locked memory, of which root may have any amount.
-    "U:EACCES N:ENOENT L:EACCES S:SIGSYS U+R:ENOMEM",
-    "R:ENOMEM|works N:ENOENT L:EACCES S:SIGSYS",
+    "U:EACCES N:ENOENT L:EACCES S:SIGSYS Z:SIGSYS U+R:ENOMEM",
+    "R:ENOMEM|works N:ENOENT L:EACCES S:SIGSYS Z:SIGSYS",
 )
 def _io_uring_read(field: Field) -> None:
     parameters = ctypes.create_string_buffer(120)

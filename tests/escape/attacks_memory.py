@@ -46,14 +46,14 @@ def _mprotect_rx(_field: Field) -> None:
     _run(address)
 
 
-@attack("map a memory file executable", "S:SIGSYS Z:SIGSYS")
+@attack("map a memory file executable", "R:EFBIG S:SIGSYS Z:SIGSYS")
 def _memfd_exec(_field: Field) -> None:
     fd = os.memfd_create("code", 0)
     os.write(fd, _CODE)
     _run(native.mmap(PAGE, _READ_EXEC, MAP_PRIVATE, fd))
 
 
-@attack("map a memory file twice, writable and executable", "S:SIGSYS Z:SIGSYS")
+@attack("map a memory file twice, writable and executable", "R:EFBIG S:SIGSYS Z:SIGSYS")
 def _memfd_twice(_field: Field) -> None:
     fd = os.memfd_create("code", 0)
     os.write(fd, bytes(PAGE))

@@ -174,7 +174,7 @@ def _alg(_field: Field) -> None:
         cipher.bind(("hash", "sha256"))
 
 
-@attack("pass a descriptor to the supervisor", "S:SIGSYS")
+@attack("pass a descriptor to the supervisor", "S:SIGSYS F:EPERM")
 def _pass_descriptor(field: Field) -> None:
     rights = array.array("i", [field.channel.fileno()])
     field.channel.sendmsg([b" "], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])

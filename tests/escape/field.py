@@ -109,8 +109,6 @@ class Attack:
     #: Landlock ABI from which the listed reason of L holds.
     landlock_abi: int = 1
     sibling: bool = False
-    #: Nothing but a cgroup stops it: without one it is open, and listed as such.
-    only_cgroup: bool = False
 
     def expected(self, identity: str) -> dict[str, frozenset[str]]:
         """The walls that must stop it, for "root" or "user"."""
@@ -144,7 +142,6 @@ def attack(
     *,
     landlock_abi: int = 1,
     sibling: bool = False,
-    only_cgroup: bool = False,
 ) -> Callable[[Strike], Strike]:
     """Enter a function into the catalogue.
 
@@ -161,9 +158,7 @@ def attack(
             else _parsed(user)
         )
         group = strike.__module__.rpartition(".")[2].removeprefix("attacks_")
-        CATALOGUE[name] = Attack(
-            *(name, group, strike, expected, ordinary, landlock_abi, sibling, only_cgroup)
-        )
+        CATALOGUE[name] = Attack(*(name, group, strike, expected, ordinary, landlock_abi, sibling))
         return strike
 
     return enter

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
-from tests.escape import attacks, walls
+from tests.escape import attacks, queues, walls
 from tests.escape.field import CATALOGUE, SECRET, Attack
 from tests.escape.nest import BROKEN, WORKS
 from tests.escape.walls import ALL, NONE, PAIR, SINGLE
 
-from sandboxd.runner.isolation import landlock
+from sandboxd.runner.isolation import landlock, passing
 
 assert attacks.GROUPS
 
@@ -29,6 +29,9 @@ _ROOT: Final = Path(__file__).parents[2]
 ORDINARY_USER: Final = 65533
 #: Of the attacks that work without a wall, how many two single walls or more must stop.
 SHARE_WITH_TWO_WALLS: Final = 0.9
+
+#: Whether this kernel has wall F.
+_REFUSES_DESCRIPTORS: Final = passing.hold().active
 
 #: Attacks made at the same time.
 _TEAMS: Final = 2
@@ -100,6 +103,7 @@ class Matrix:
             for column in self.wanted
             if not (self.no_namespaces and walls.in_namespaces(column))
             and not (column == "C" and not self.controllers)
+            and not (column == "F" and not _REFUSES_DESCRIPTORS)
         )
 
     def void(self) -> dict[str, str]:
@@ -114,12 +118,6 @@ class Matrix:
         """Rows of the attacks that work without a wall."""
         return {name: row for name, row in self.rows.items() if row[NONE] == WORKS}
 
-    def open_without_cgroup(self) -> list[str]:
-        """Valid attacks that only a cgroup with memory stops, where there is none."""
-        if "memory" in self.controllers:
-            return []
-        return [name for name in self.valid() if CATALOGUE[name].only_cgroup]
-
     def stopped_by(self, name: str) -> list[str]:
         """The single walls that stop an attack, and for the right reason: no other one counts."""
         row, attack = self.rows[name], CATALOGUE[name]
@@ -132,23 +130,21 @@ class Matrix:
 
 def through_all(matrix: Matrix) -> list[str]:
     """Attacks that all walls together let through. Must be none."""
-    return [
-        name
-        for name, row in matrix.valid().items()
-        if row.get(ALL) == WORKS and name not in matrix.open_without_cgroup()
-    ]
+    return [name for name, row in matrix.valid().items() if row.get(ALL) == WORKS]
 
 
 def judged(matrix: Matrix) -> list[str]:
     """Valid attacks against which this host has every wall that ought to stop them.
 
-    The others wait for a cgroup controller or a newer Landlock that is not here.
+    The others wait for a cgroup controller or a newer kernel that is not here.
     """
     return [name for name in matrix.valid() if not _missing(matrix, CATALOGUE[name])]
 
 
 def _missing(matrix: Matrix, attack: Attack) -> set[str]:
     missing = {"L"} if attack.landlock_abi > landlock.ABI else set()
+    if not _REFUSES_DESCRIPTORS:
+        missing.add("F")
     if _controller(attack, matrix.identity) not in matrix.controllers:
         missing.add("C")
     return missing & attack.expected(matrix.identity).keys()
@@ -194,7 +190,7 @@ def broken_rules(matrix: Matrix) -> list[str]:
     """What breaks the rules that this suite is about, for people; empty if all is well."""
     found = [f"{name}: all walls together let it through" for name in through_all(matrix)]
     found += surprises(matrix)
-    share = share_with_two_walls(matrix, judged(matrix))
+    share = share_with_two_walls(matrix, matrix.valid())
     if share < SHARE_WITH_TWO_WALLS:
         found.append(f"only {share:.1%} of the attacks are stopped by two single walls or more")
     if matrix.no_namespaces:
@@ -220,10 +216,12 @@ def run(
     if identity == "user" and uid == 0:
         uid = ORDINARY_USER
     matrix = Matrix(identity, wanted=tuple(columns))
+    queues.sweep()
     # A bait for each team: attacks of two teams never meet.
     with ThreadPoolExecutor(_TEAMS) as teams:
         shares = [names[team::_TEAMS] for team in range(_TEAMS)]
         results = list(teams.map(lambda share: _run_team(matrix, uid, share), shares))
+    queues.sweep()
     for result in results:
         matrix.no_namespaces = matrix.no_namespaces or result.no_namespaces
         matrix.controllers |= result.controllers

@@ -106,11 +106,10 @@ def _cgroups(matrix: Matrix) -> str:
     if "memory" in matrix.controllers:
         return f"Cgroups with {', '.join(sorted(matrix.controllers))}.\n"
     has = f"have only {', '.join(matrix.controllers)}" if matrix.controllers else "are not there"
-    names = [f"*{name}*" for name in matrix.open_without_cgroup()]
     why = re.sub(r"/\S+", "the daemon's", matrix.no_cgroups)
     return (
-        f"Cgroups {has} here ({why}). Nothing else stops {' and '.join(names)}: without a memory "
-        "cgroup the memory of a runner has no total bound. These rows are open here.\n"
+        f"Cgroups {has} here ({why}): without a memory cgroup the limits on each kind of memory "
+        "bound a runner, and nothing bounds their sum.\n"
     )
 
 

@@ -24,7 +24,8 @@ from sandboxd.runner.isolation.layers import (
     IsolationError,
 )
 
-#: Single walls in the order of the columns. N has no layer of a child: the zygote entered it.
+#: Single walls in the order of the columns. N and F have no layer of a child:
+#: the zygote entered the first, and the second is the other end's.
 SINGLE: Final[dict[str, str]] = {
     "U": "user id of its own (root) and no capabilities",
     "R": "resource limits",
@@ -34,6 +35,7 @@ SINGLE: Final[dict[str, str]] = {
     "Z": "sealed: the second filter, after the module was loaded",
     "M": "no new code: MDWE, and libffi's page locked",
     "H": "hygiene: descriptors closed, a session of its own",
+    "F": "the supervisor's end of the socket takes no descriptors",
     "P": "no new privileges",
     "D": "not dumpable",
     "C": "a cgroup of its own",
@@ -47,6 +49,7 @@ _LAYERS: Final[dict[str, frozenset[str]]] = {
     "Z": frozenset(),
     "M": frozenset({LIBFFI_PAGE}),
     "H": frozenset({DESCRIPTORS, SESSION}),
+    "F": frozenset(),
     "P": frozenset({NO_NEW_PRIVS}),
     "D": frozenset({NON_DUMPABLE}),
     "C": frozenset({CGROUP}),
@@ -66,6 +69,11 @@ COLUMNS: Final = (NONE, *SINGLE, PAIR, ALL)
 def in_namespaces(column: str) -> bool:
     """Whether the attackers of a column are children of the zygote that entered namespaces."""
     return column in {"N", ALL}
+
+
+def refuses_descriptors(column: str) -> bool:
+    """Whether the attackers of a column have a supervisor that takes no descriptors."""
+    return column in {"F", ALL}
 
 
 def put_up(column: str, policy: lockdown.ChildPolicy) -> None:

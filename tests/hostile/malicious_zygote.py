@@ -121,7 +121,7 @@ def be_runner(villain: Villain, at_start: str) -> NoReturn:
     villain.read_frame()
     while True:
         command = runner_pb2.RunnerCommand.FromString(villain.read_frame())
-        villain.run(command.execute.bytes.input.decode())
+        villain.run(command.execute.request.bytes.input.decode())
 
 
 def be_compiler(villain: Villain) -> NoReturn:

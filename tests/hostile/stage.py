@@ -43,7 +43,7 @@ MODULE_HEAD = b"\0asm\x01\0\0\0"
 HONEST_COMPILER = b"compiled()"
 OUTPUT_LIMIT = 64 * 1024
 
-_LIMITS = ChildLimits(data_bytes=0, cpu_seconds=0, file_size_bytes=0, processes=0)
+_LIMITS = ChildLimits(data_bytes=0, cpu_seconds=0, file_size_bytes=0, shared_bytes=0, processes=0)
 _CALL = CallLimits(WALL_MS, 60_000, MIB, 100, OUTPUT_LIMIT)
 _MOST = CallLimits(60_000, 60_000, MIB, 100, OUTPUT_LIMIT)
 COMPILE_WALL_S = 0.8
@@ -143,7 +143,9 @@ class Stage:
             limits=sandbox_pb2.Limits(wall_time_ms=wall_ms),
         )
         try:
-            return word(await self.executor.execute("default", request, None))
+            received = (request, request.SerializeToString())
+            response = await self.executor.execute("default", received, None)
+            return word(sandbox_pb2.ExecuteResponse.FromString(response))
         except faults.Fault as fault:
             fits = len(fault.details()) < METADATA_BYTES
             return fault.reason if fits else f"{fault.reason} does not fit into metadata"

@@ -67,11 +67,12 @@ class Forker:
         slot = 1_900_000_001 + self._count % _SLOTS
         policy = lockdown.ChildPolicy(
             profile="runner",
-            keep_fds=frozenset({self._socket, self._pipe}),
+            keep_fds=frozenset(),
+            moved_fds=(self._socket, self._pipe),
             uid=slot if os.geteuid() == 0 else 0,
             data_bytes=1024 * _MIB,
             cpu_seconds=100,
-            file_size_bytes=512 * _MIB,
+            file_size_bytes=0,
             processes=1 << 20,
             parent_pid=os.getpid(),
         )

@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 import wasmtime
 
+from sandboxd.runner.engine import build_engine
 from sandboxd.runner.isolation import kernel, lockdown
+from sandboxd.runner.isolation.policy import INTERRUPT_FD
 
 MODE = "plain"
 RESULT_FD = -1
@@ -41,10 +43,7 @@ socket_at_hand: socket.socket
 def preload() -> None:
     """What a zygote does before it forks: engine, linker, every callback, lazy imports."""
     global engine, linker, callback, socket_at_hand  # noqa: PLW0603
-    config = wasmtime.Config()
-    config.parallel_compilation = False
-    config.epoch_interruption = True
-    engine = wasmtime.Engine(config)
+    engine = build_engine(fuel=False)
     linker = wasmtime.Linker(engine)
     linker.define_wasi()
     linker.define_func("env", "log", wasmtime.FuncType([wasmtime.ValType.i32()], []), LOGGED.append)
@@ -62,11 +61,11 @@ USER_MAPS: dict[str, str] = {}
 def policy(profile: Profile = "runner", **changes: Any) -> lockdown.ChildPolicy:
     values: dict[str, Any] = {
         "profile": profile,
-        "keep_fds": frozenset({RESULT_FD}),
+        "keep_fds": frozenset({RESULT_FD, INTERRUPT_FD}),
         "uid": SLOT if os.geteuid() == 0 else 0,
         "data_bytes": 256 << 20,
         "cpu_seconds": 20,
-        "file_size_bytes": 16 << 20,
+        "file_size_bytes": 0 if profile != "compiler" else 16 << 20,
         # Outside a namespace of its own the user's other processes count as well.
         "processes": 16 if os.geteuid() == 0 or MODE == "user" else 4096,
         "parent_pid": os.getppid(),

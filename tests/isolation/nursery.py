@@ -21,11 +21,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.isolation import attacks, child, rows, scenarios, work
+from tests.isolation import attacks, child, holdings, rows, scenarios, work
 from tests.isolation.nursery_client import ORDINARY_USER
 
 from sandboxd.runner.isolation import kernel, libffi, namespaces
 from sandboxd.runner.isolation.layers import IsolationError
+from sandboxd.runner.isolation.policy import INTERRUPT_FD, SOCKET_FD
 
 _length = struct.Struct("=I")
 
@@ -52,7 +53,7 @@ def become_ordinary_user() -> None:
 
 
 def scenario(name: str) -> Callable[..., object]:
-    for module in (attacks, rows, scenarios, work):
+    for module in (attacks, holdings, rows, scenarios, work):
         if name in vars(module):
             found: Callable[..., object] = vars(module)[name]
             return found
@@ -78,8 +79,11 @@ def answer_request(name: str, arguments: dict[str, object]) -> tuple[int, object
     pid = os.fork()
     if pid == 0:
         os.close(reading)
-        child.RESULT_FD = writing
-        run_child(name, arguments, writing)
+        # Where a runner has its socket: a sealed child can write nowhere else.
+        os.dup2(writing, SOCKET_FD)
+        os.dup2(writing, INTERRUPT_FD)
+        child.RESULT_FD = SOCKET_FD
+        run_child(name, arguments, SOCKET_FD)
     os.close(writing)
     with open(reading, "rb") as result:
         body = result.read()

@@ -56,10 +56,9 @@ def lock_down_twice() -> None:
     lockdown.lock_down(policy())
 
 
-def standard_streams() -> list[str]:
+def standard_streams(file_size_bytes: int) -> list[str]:
     """What writing to and reading from the standard streams gives after the lock-down."""
-    keep = frozenset({child.RESULT_FD})
-    lockdown.lock_down(policy(keep_fds=keep))
+    lockdown.lock_down(policy(file_size_bytes=file_size_bytes))
     return [
         *(attempt(partial(os.write, fd, b"x")) for fd in (0, 1, 2)),
         repr(os.read(0, 1)),

@@ -24,8 +24,6 @@ SURVIVED = {
     "protect executable": ("done", "SIGSYS", "done"),
     "receive a message": ("ENOTSOCK", "SIGSYS", "SIGSYS"),
     "stack a filter": ("EFAULT", "SIGSYS", "SIGSYS"),
-    # What the engine needs.
-    "memory file": ("done", "done", "SIGSYS"),
 }
 #: Attacks that only one architecture knows.
 X86_ONLY = {"x32 getpid", "i386 getpid"}

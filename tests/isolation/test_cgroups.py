@@ -88,6 +88,16 @@ def test_the_leaf_of_an_earlier_start_is_not_divided_again(host: Host) -> None:
     assert [place.directory for place in places] == [own]
 
 
+def test_a_leaf_that_systemd_made_has_its_parents_controllers(host: Host) -> None:
+    unified = host.mount("unified", "cgroup2", "nsdelegate")
+    host.be_in("0::/service/supervisor")
+    own = host.cgroup(unified / "service", "cpu memory pids")
+    host.cgroup(own / "supervisor", controllers="")
+    places, missing = host.find()
+    assert places == (cgroups.Place(2, own, frozenset({"cpu", "memory", "pids"})),)
+    assert missing == ""
+
+
 def test_a_cgroup_that_was_not_delegated_is_left_alone(host: Host) -> None:
     unified = host.mount("unified", "cgroup2", "nsdelegate")
     host.be_in("0::/session.scope")
@@ -153,13 +163,13 @@ def test_a_kill_for_lack_of_memory_is_told_from_any_other(
     tree = cgroups.Tree(version, frozenset({"memory"}), tmp_path, descriptor, ())
     slots = Slots(cgroups.Grove((tree,), 1, ""), threads=16)
     limit = slot / ("memory.max" if version == 2 else "memory.limit_in_bytes")
-    first = slots.take(100 * _MIB, 10 * _MIB)
+    first = slots.take(110 * _MIB)
     assert int(limit.read_text()) == 110 * _MIB + MEMORY_SLACK_BYTES
     assert not slots.give_back(first, -signal.SIGKILL), "killed before, not now"
     (slot / name).write_text(text.format(6))
-    second = slots.take(100 * _MIB, 10 * _MIB)
+    second = slots.take(110 * _MIB)
     assert slots.give_back(second, -signal.SIGKILL)
-    assert not slots.give_back(slots.take(1, 1), -signal.SIGSEGV)
+    assert not slots.give_back(slots.take(2), -signal.SIGSEGV)
     os.close(descriptor)
 
 
@@ -193,7 +203,7 @@ def _in_child(body: Callable[[], object]) -> int:
 
 
 def test_a_child_joins_and_is_alone(slots: Slots) -> None:
-    slot = slots.take(64 * _MIB, 0)
+    slot = slots.take(64 * _MIB)
 
     def body() -> int:
         slot.join()
@@ -204,7 +214,7 @@ def test_a_child_joins_and_is_alone(slots: Slots) -> None:
 
 
 def test_a_child_that_has_not_joined_is_noticed(slots: Slots) -> None:
-    slot = slots.take(64 * _MIB, 0)
+    slot = slots.take(64 * _MIB)
 
     def body() -> int:
         try:
@@ -217,7 +227,7 @@ def test_a_child_that_has_not_joined_is_noticed(slots: Slots) -> None:
 
 
 def test_a_fork_bomb_ends_at_the_limit_and_is_swept_away(slots: Slots) -> None:
-    slot = slots.take(64 * _MIB, 0)
+    slot = slots.take(64 * _MIB)
     if not any("pids" in tree.controllers for tree in slot.trees):
         pytest.skip("no pids controller here")
 
@@ -241,12 +251,12 @@ def test_a_fork_bomb_ends_at_the_limit_and_is_swept_away(slots: Slots) -> None:
 
 
 def test_slots_are_used_again_and_no_more_than_there_are(slots: Slots) -> None:
-    one, two = slots.take(1, 1), slots.take(1, 1)
+    one, two = slots.take(2), slots.take(2)
     assert one is not two
     with pytest.raises(OSError, match="every cgroup slot is in use"):
-        slots.take(1, 1)
+        slots.take(2)
     slots.give_back(one, 0)
-    assert slots.take(1, 1) is one
+    assert slots.take(2) is one
 
 
 _KILLED = """
@@ -267,7 +277,7 @@ def test_what_a_killed_daemon_left_is_swept_by_the_next(slots: Slots) -> None:
     cgroups.sweep(left.parent)
     assert not left.exists()
     # The tree of this test's own slots is locked, and stays.
-    assert slots.take(1, 1) is not None
+    assert slots.take(2) is not None
 
 
 # -- the daemon --------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ def prctl(layer: str, option: int, error: int = EPERM, **more: bool) -> Fault:
 
 _MEMFD = (319, 279)
 _MOUNT = (165, 40)
+_SETSOCKOPT = (54, 208)
 FAULTS = {
     "setsid lies": Fault("session", (112, 157), LIE),
     "close_range is refused": Fault("descriptors", (436, 436)),
@@ -90,6 +91,16 @@ FAULTS = {
     "memfd_create lets all through": Fault(
         "memfd-noexec", _MEMFD, LIE, 1, (0x10,), 0x10, optional=True, root_only=True
     ),
+    "shmget lets all through": Fault("no-ipc", (29, 194), LIE, optional=True),
+    "msgget is refused for another reason": Fault("no-ipc", (68, 186), optional=True),
+    "semget lets all through": Fault("no-ipc", (64, 190), LIE, optional=True),
+    "SO_PASSRIGHTS is not there": Fault(
+        "no-passed-descriptors", _SETSOCKOPT, errno.ENOPROTOOPT, 2, (83,), optional=True
+    ),
+    "SO_PASSRIGHTS lies": Fault("no-passed-descriptors", _SETSOCKOPT, LIE, 2, (83,), optional=True),
+    "dup3 is refused": Fault("descriptors", (292, 24)),
+    "dup3 lies": Fault("descriptors", (292, 24), LIE),
+    "RLIMIT_AS lies": Fault("rlimits", (302, 261), LIE, 1, (resource.RLIMIT_AS,)),
     "PR_CAPBSET_DROP is refused": prctl("zygote-capabilities", 24, optional=True, root_only=True),
 }
 
@@ -137,7 +148,7 @@ def test_namespaces_that_are_required_by_their_own_option_stop_the_start(tmp_pat
     _assert_refused(start(tmp_path, fault.encoded(), "--namespaces=require"), "namespaces")
 
 
-@pytest.mark.parametrize("layer", ["empty-root", "memfd-noexec"])
+@pytest.mark.parametrize("layer", ["empty-root", "memfd-noexec", "no-ipc"])
 def test_what_rests_on_namespaces_stops_the_start_where_there_are_none(
     tmp_path: Path, layer: str
 ) -> None:
@@ -152,6 +163,7 @@ def test_what_rests_on_namespaces_stops_the_start_where_there_are_none(
         (("--require-layer=namespaces",), "namespaces"),
         (("--require-layer=empty-root",), "empty-root"),
         (("--require-layer=memfd-noexec",), "memfd-noexec"),
+        (("--require-layer=no-ipc",), "no-ipc"),
     ],
 )
 def test_namespaces_that_are_required_and_switched_off_stop_the_start(

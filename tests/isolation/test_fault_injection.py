@@ -46,6 +46,7 @@ def prctl(option: int) -> Fault:
 
 
 CLOSE_RANGE = Fault((436, 436))
+DUP3 = Fault((292, 24))
 SETSID = Fault((112, 157))
 PRLIMIT = Fault((302, 261), never=Match(2, (0,), wide=True))
 SETGROUPS = Fault((116, 159))
@@ -61,6 +62,7 @@ UNSHARE = Fault((272, 97))
 #: Layer that must fail, fault, and the nursery modes in which the layer makes this call.
 FAULTS = {
     "close_range": ("descriptors", CLOSE_RANGE, {"root", "user"}),
+    "dup3": ("descriptors", DUP3, {"root", "user"}),
     "setsid": ("session", SETSID, {"root", "user"}),
     "prlimit64": ("rlimits", PRLIMIT, {"root", "user"}),
     "PR_CAPBSET_DROP": ("capabilities", prctl(kernel.PR_CAPBSET_DROP), {"root", "user"}),

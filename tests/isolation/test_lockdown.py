@@ -89,8 +89,12 @@ def test_a_descriptor_to_keep_that_is_not_open_is_refused(nursery: Nursery) -> N
     assert outcome.failed_layer == "descriptors"
 
 
-def test_standard_streams_that_are_not_kept_swallow_nothing(nursery: Nursery) -> None:
-    assert nursery.run("standard_streams").value == ["EPERM", "EPERM", "EPERM", "b''"]
+@pytest.mark.parametrize(("file_size_bytes", "said"), [(1 << 20, "EPERM"), (0, "EFBIG")])
+def test_standard_streams_that_are_not_kept_swallow_nothing(
+    nursery: Nursery, file_size_bytes: int, said: str
+) -> None:
+    found = nursery.run("standard_streams", file_size_bytes=file_size_bytes).value
+    assert found == [said, said, said, "b''"]
 
 
 def test_limits_are_what_the_policy_says(plain: Nursery) -> None:
@@ -99,7 +103,8 @@ def test_limits_are_what_the_policy_says(plain: Nursery) -> None:
     assert limits["CPU"] == (20, 21)
     assert limits["CORE"] == (0, 0)
     assert limits["NOFILE"][1] < 100
-    assert "AS" not in limits
+    assert limits["AS"] == ((256 << 20) + (16 << 30),) * 2
+    assert limits["FSIZE"] == (0, 0)
 
 
 def test_an_unknown_layer_is_refused(plain: Nursery) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.isolation.nursery_client import Nursery
+import os
+
+from tests.isolation.nursery_client import ORDINARY_USER, Nursery
 
 
 def test_both_layers_are_active_and_verified(jailed: Nursery) -> None:
@@ -27,8 +29,10 @@ def test_there_is_no_way_out_of_the_empty_root(jailed: Nursery) -> None:
     }
 
 
-def test_an_ordinary_user_maps_only_itself(ordinary: Nursery) -> None:
+def test_an_ordinary_user_is_itself_and_maps_nobody_else(ordinary: Nursery) -> None:
     maps = ordinary.run("user_maps").value
     user = maps["user"]
-    assert maps["uid_map"].split() == [user, user, "1"]
+    # From within; the user namespace around it, whose user 0 this is, has the IPC namespace.
+    assert maps["uid_map"].split() == [user, "0", "1"]
+    assert int(user) == (os.geteuid() or ORDINARY_USER)
     assert maps["setgroups"].strip() == "deny"

@@ -21,6 +21,7 @@ from tests.isolation.child import Profile, libc, policy
 from wasmtime import _bindings as capi
 
 from sandboxd.runner.isolation import limits, lockdown, seccomp, syscalls
+from sandboxd.runner.isolation.policy import INTERRUPT_FD, LOOP_FDS
 
 
 def compile_freely(wasm: bytes) -> bytes:
@@ -114,9 +115,10 @@ def run_command(artifact: bytes, stdin: bytes, times: int = 1) -> list[tuple[byt
 
 def interrupt_by_pipe(artifact: bytes, export: str) -> str:
     """A thread blocks on a pipe and bumps the epoch while the guest spins."""
-    reading, writing = os.pipe()
-    keep = frozenset({child.RESULT_FD, reading, writing})
-    lockdown.lock_down(policy(keep_fds=keep))
+    ends = os.pipe()
+    reading, writing = INTERRUPT_FD, LOOP_FDS[0]
+    keep = (os.dup(child.RESULT_FD), *(os.dup(end) for end in ends))
+    lockdown.lock_down(policy(keep_fds=frozenset(), moved_fds=keep))
 
     def watch() -> None:
         os.read(reading, 1)

@@ -19,7 +19,7 @@ from sandboxd.runner.compiler import compile_module
 from sandboxd.runner.engine import Engines, build_engines
 from sandboxd.runner.guest import Guest
 from sandboxd.runner.outbox import REGIONS_OFFSET_BYTES, Outbox
-from sandboxd.v1 import call_pb2
+from sandboxd.v1 import call_pb2, sandbox_pb2
 from sandboxd.wire.v1 import runner_pb2
 
 MIB = 1 << 20
@@ -47,6 +47,14 @@ def numbers(result: runner_pb2.Result) -> list[float]:
     return [getattr(item, item.WhichOneof("kind") or "") for item in result.completed.results]
 
 
+def execute_job(**given: object) -> runner_pb2.Execute:
+    """A job: `typed`, `bytes` or `wasi` is the call, the rest are limits."""
+    call = {name: given.pop(name) for name in ("typed", "bytes", "wasi") if name in given}
+    request = sandbox_pb2.ExecuteRequest(**call)  # type: ignore[arg-type]
+    limits = {**DEFAULT_LIMITS, **given}
+    return runner_pb2.Execute(request=request, **limits)  # type: ignore[arg-type]
+
+
 class Bound:
     """A Guest with its outbox, and calls in one line."""
 
@@ -62,7 +70,7 @@ class Bound:
         os.close(self.fd)
 
     def run(self, **job: object) -> runner_pb2.Result:
-        execute = runner_pb2.Execute(**{**DEFAULT_LIMITS, **job})  # type: ignore[arg-type]
+        execute = execute_job(**job)
         result = self.guest.execute(execute)
         self.guest.prepare()
         # What goes over the wire must be parseable there.
@@ -158,7 +166,7 @@ class Child:
         assert self._receive() == b"bound"
 
     def run(self, **job: object) -> "Answer":
-        execute = runner_pb2.Execute(**{**DEFAULT_LIMITS, **job})  # type: ignore[arg-type]
+        execute = execute_job(**job)
         self._send(b"exec", execute.SerializeToString())
         result = runner_pb2.Result.FromString(self._receive())
         return Answer(

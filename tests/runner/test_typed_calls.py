@@ -3,7 +3,7 @@ import math
 import pytest
 from tests.runner.conftest import Bind, Bound, numbers
 
-from sandboxd.v1 import call_pb2
+from sandboxd.v1 import call_pb2, sandbox_pb2
 from sandboxd.wire.v1 import runner_pb2
 
 MODULE = """
@@ -70,7 +70,10 @@ def test_memory_written_by_one_call_is_not_seen_by_the_next(module: Bound) -> No
 
 
 def test_a_call_without_prepare_in_between_gets_a_fresh_instance_too(module: Bound) -> None:
-    job = runner_pb2.Execute(typed=call_pb2.TypedCall(export="touch"), memory_bytes=1 << 20)
+    job = runner_pb2.Execute(
+        request=sandbox_pb2.ExecuteRequest(typed=call_pb2.TypedCall(export="touch")),
+        memory_bytes=1 << 20,
+    )
     assert [numbers(module.guest.execute(job)) for _ in range(3)] == [[0], [0], [0]]
 
 
@@ -117,7 +120,10 @@ def test_a_rejected_call_runs_no_guest_code(bind: Bind) -> None:
 
 def test_a_rejected_call_reports_nothing_of_the_call_before(module: Bound) -> None:
     jobs = [
-        runner_pb2.Execute(typed=call_pb2.TypedCall(export=name), memory_bytes=1 << 20)
+        runner_pb2.Execute(
+            request=sandbox_pb2.ExecuteRequest(typed=call_pb2.TypedCall(export=name)),
+            memory_bytes=1 << 20,
+        )
         for name in ("touch", "absent")
     ]
     sizes = [module.guest.execute(job).linear_memory_bytes for job in jobs]

@@ -1,7 +1,8 @@
 """Child process of the tests: binds modules and executes jobs that it reads from its input.
 
 Like a runner it is forked from a process that is preloaded, and can make no C callback any more.
-If DATA_BYTES is set, it is the process's RLIMIT_DATA.
+If DATA_BYTES is set, it is the process's RLIMIT_DATA, and RLIMIT_AS is as far above it as a
+runner's.
 
 Frames: a verb of 4 bytes ("bind" or "exec"), a little-endian u32 length, and
 WebAssembly or a serialized Execute. Answers are u32 length and bytes: "bound", or
@@ -23,6 +24,7 @@ import wasmtime
 from sandboxd.runner.compiler import compile_module
 from sandboxd.runner.engine import build_engines
 from sandboxd.runner.guest import Guest
+from sandboxd.runner.isolation.policy import RESERVED_BYTES
 from sandboxd.runner.outbox import REGIONS_OFFSET_BYTES, Outbox
 from sandboxd.runner.preload import preload
 from sandboxd.wire.v1 import runner_pb2
@@ -41,7 +43,9 @@ def main() -> None:
     try:
         forbid_callbacks()
         if "DATA_BYTES" in os.environ:
-            resource.setrlimit(resource.RLIMIT_DATA, (int(os.environ["DATA_BYTES"]),) * 2)
+            data_bytes = int(os.environ["DATA_BYTES"])
+            resource.setrlimit(resource.RLIMIT_DATA, (data_bytes,) * 2)
+            resource.setrlimit(resource.RLIMIT_AS, (data_bytes + RESERVED_BYTES,) * 2)
         serve(engine, sys.stdin.buffer, sys.stdout.buffer)
     except BaseException:  # noqa: BLE001 - reported by the exit status
         traceback.print_exc()

@@ -23,7 +23,9 @@ from sandboxd.supervisor.zygote import ChildLimits, Zygote
 from sandboxd.v1 import call_pb2
 from sandboxd.wire.v1 import control_pb2, runner_pb2
 
-LIMITS = ChildLimits(data_bytes=1 << 20, cpu_seconds=1, file_size_bytes=1 << 20, processes=1)
+LIMITS = ChildLimits(
+    data_bytes=1 << 20, cpu_seconds=1, file_size_bytes=1 << 20, shared_bytes=0, processes=1
+)
 MAX_OUTPUT_BYTES = 64 * 1024
 ENGINE = EngineIdentity("50.0.0", "aa", "bb", "cc")
 
@@ -63,6 +65,8 @@ class FakeChild:
         self.cpu_ns = 0
         self.unsent_bytes = 0
         self.exit_status: ExitStatus | None = None
+        self.dies_of: ExitStatus | None = None
+        """What a kill finds, if the process was ending already."""
         self.closed = False
         self.forked.set_result(None)
 
@@ -89,12 +93,18 @@ class FakeChild:
     def kill(self) -> None:
         self.kills += 1
         if self.exit_status is None:
-            asyncio.get_running_loop().call_soon(self.end, -signal.SIGKILL)
+            asyncio.get_running_loop().call_soon(self._end_as, self.dies_of or self._killed())
+
+    def _killed(self) -> ExitStatus:
+        return ExitStatus(-signal.SIGKILL, self.cpu_ns, 4096)
 
     def end(self, status: int, known: bool = True) -> None:
         """The process ends; the kernel's word and the zygote's report come together."""
+        self._end_as(ExitStatus(status, self.cpu_ns, 4096, known))
+
+    def _end_as(self, exit_status: ExitStatus) -> None:
         if self.exit_status is None:
-            self.exit_status = ExitStatus(status, self.cpu_ns, 4096, known)
+            self.exit_status = exit_status
             self.gone.set_result(None)
 
     async def wait_exit(self) -> ExitStatus:

@@ -27,6 +27,7 @@ from sandboxd.supervisor.compilation import CompileService
 from sandboxd.supervisor.execution import Executor
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
 from sandboxd.supervisor.outbox import REGIONS_OFFSET, Outbox
+from sandboxd.supervisor.runner import MAX_IDLE_CPU_NS
 from sandboxd.supervisor.stats import Stats
 from sandboxd.supervisor.store import Store
 from sandboxd.v1 import call_pb2, module_pb2, sandbox_pb2
@@ -88,7 +89,9 @@ class Bench:
             typed=call_pb2.TypedCall(export="run"),
             limits=sandbox_pb2.Limits(**limits),
         )
-        return await self.executor.execute("default", request, grpc_remaining_s)
+        received = (request, request.SerializeToString())
+        response = await self.executor.execute("default", received, grpc_remaining_s)
+        return sandbox_pb2.ExecuteResponse.FromString(response)
 
 
 @pytest.fixture
@@ -113,14 +116,15 @@ def write(child: FakeChild, lengths: tuple[int, int, int], log: bytes = b"") -> 
 async def test_a_completed_call_keeps_its_process(bench: Bench) -> None:
     def behave(child: FakeChild) -> None:
         child.cpu_ns = 5000
-        child.say(BOUND, result(completed=call_pb2.Completed(output=b"abc"), run_time_ns=7))
+        done = call_pb2.Completed(results=[call_pb2.Value(i32=1)])
+        child.say(BOUND, result(completed=done, run_time_ns=7))
 
     response = await bench.execute(behave)
-    assert response.completed.output == b"abc"
+    assert list(response.completed.results) == [call_pb2.Value(i32=1)]
     receipt = response.receipt
     assert receipt.start_kind == sandbox_pb2.START_KIND_SPARE
     assert receipt.cpu_time_ns == 5000
-    assert receipt.bytes_out == 3
+    assert receipt.bytes_out == 8
     assert receipt.self_reported.run_time_ns == 7
     assert receipt.limits == LIMITS.message()
     assert bench.child.kills == 0
@@ -291,3 +295,80 @@ async def test_a_cancellation_at_the_grpc_deadline_counts_as_the_deadline(bench:
         await call
     await bench.executor.close()
     assert bench.stats.outcomes == {"deadline_exceeded": 1}
+
+
+async def test_a_log_beyond_all_output_is_not_passed_on(bench: Bench) -> None:
+    """Standard output and log may each be within the limit, and together be too much."""
+    log = call_pb2.Logs(entries=[call_pb2.LogEntry(message=bytes(60_000))]).SerializeToString()
+
+    def behave(child: FakeChild) -> None:
+        write(child, (60_000, 0, len(log)), log)
+        child.say(BOUND, DONE)
+
+    response = await bench.execute(behave, output_bytes=60_000)
+    assert response.HasField("protocol_violation"), response
+    assert not response.HasField("logs")
+    assert len(response.stdout) <= 60_000
+
+
+@pytest.mark.parametrize(
+    "completed",
+    [call_pb2.Completed(output=b"x"), call_pb2.Completed(output=b"x", results=[call_pb2.Value()])],
+)
+async def test_a_result_of_another_kind_of_call_is_a_lie(
+    bench: Bench, completed: call_pb2.Completed
+) -> None:
+    response = await bench.execute(answer(result(completed=completed)))
+    assert response.HasField("protocol_violation"), response
+    assert bench.child.kills == 1
+
+
+async def test_names_in_a_link_error_are_fit_for_people(bench: Bench) -> None:
+    error = call_pb2.LinkError(module="\x1b[31m", name="a\x07", message="missing\x00")
+    response = await bench.execute(answer(result(link_error=error)))
+    told = response.link_error
+    assert (told.module + told.name + told.message).isprintable()
+
+
+def uses(cpu_ns: int) -> Behaviour:
+    def behave(child: FakeChild) -> None:
+        child.cpu_ns = cpu_ns
+        child.say(BOUND, DONE)
+
+    return behave
+
+
+async def test_a_process_that_computes_between_calls_is_not_used_again(bench: Bench) -> None:
+    await bench.execute(uses(1000))
+    bench.child.cpu_ns += MAX_IDLE_CPU_NS + 1
+    response = await bench.execute(lambda child: child.say(DONE))
+    assert response.HasField("completed")
+    assert bench.child.kills == 1
+
+
+async def test_tidying_up_between_calls_is_allowed(bench: Bench) -> None:
+    await bench.execute(uses(1000))
+    bench.child.cpu_ns += MAX_IDLE_CPU_NS // 2
+    await bench.execute(lambda child: child.say(DONE))
+    assert bench.child.kills == 0
+
+
+async def test_calls_that_wait_hold_no_more_memory_than_allowed(bench: Bench) -> None:
+    executor = bench.executor
+    executor._max_held_bytes = 4000
+    hung = asyncio.ensure_future(bench.execute(lambda child: child.say(BOUND)))
+    await turn(20)
+    request = sandbox_pb2.ExecuteRequest(
+        digest=DIGEST, typed=call_pb2.TypedCall(export="run"), require_layers=[]
+    )
+    raw = request.SerializeToString() + b"\x9a\x06" + b"\xdc\x0b" + bytes(1500)
+    waiting = asyncio.ensure_future(executor.execute("default", (request, raw), None))
+    await turn(20)
+    assert not waiting.done()
+    with pytest.raises(faults.QueueFull):
+        await executor.execute("default", (request, raw), None)
+    waiting.cancel()
+    await turn()
+    assert executor._held_bytes == 0
+    hung.cancel()
+    await turn()

@@ -26,7 +26,8 @@ from sandboxd.supervisor import faults
 from sandboxd.supervisor import pool as pool_module
 from sandboxd.supervisor.keys import Key
 from sandboxd.supervisor.lifecycle import State
-from sandboxd.supervisor.pool import MAX_OVERTAKEN, QueueDeadline
+from sandboxd.supervisor.line import QueueDeadline
+from sandboxd.supervisor.pool import MAX_OVERTAKEN, PROVISION_DELAY_S
 from sandboxd.supervisor.runner import Runner
 from sandboxd.wire.v1 import runner_pb2
 
@@ -67,7 +68,8 @@ def begin(runner: Runner, wanted: Key) -> None:
 
 def finish(runner: Runner) -> None:
     fake_child(runner).say(DONE)
-    runner.finish()
+    now = asyncio.get_running_loop().time()
+    runner.finish(now, runner.child.cpu_time_ns())
 
 
 MakeBench = Callable[..., Bench]
@@ -138,6 +140,8 @@ async def test_what_did_not_end_clean_is_killed_and_replaced(make_bench: MakeBen
 async def test_spares_are_forked_ahead_and_replenished(make_bench: MakeBench) -> None:
     bench = make_bench(spares=3, capacity=10)
     for used in range(4):
+        # While others are left, the replacement is not in a hurry.
+        await asyncio.sleep(2 * PROVISION_DELAY_S)
         await turn()
         spare = [one for one in bench.pool.runners if one.state is State.SPARE]
         assert len(spare) == 3, used
@@ -430,6 +434,7 @@ class PoolMachine(RuleBasedStateMachine):
     """Calls come, end, fail, are cancelled; runners die; nobody is forgotten or served twice."""
 
     CAPACITY, SPARES, QUEUE = 3, 1, 5
+    PATIENCE_S = 0.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -439,14 +444,24 @@ class PoolMachine(RuleBasedStateMachine):
         self.bench = self.do(self._make())
 
     async def _make(self) -> Bench:
-        return Bench(capacity=self.CAPACITY, spares=self.SPARES, queue_capacity=self.QUEUE)
+        return Bench(
+            capacity=self.CAPACITY,
+            spares=self.SPARES,
+            queue_capacity=self.QUEUE,
+            busy_per_module=1,
+            patience_s=self.PATIENCE_S,
+        )
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(work)
 
     async def _settle(self) -> None:
+        await asyncio.sleep(self.PATIENCE_S)
         await turn(10)
         self.waiting = [task for task in self.waiting if not task.done()]
+        for runner in self.working:
+            if runner.state is not State.BUSY:
+                self.bench.pool.release(runner, reusable=False)
         self.working = [runner for runner in self.working if runner.state is State.BUSY]
 
     async def _call(self, wanted: Key, fresh: bool) -> None:
@@ -479,6 +494,8 @@ class PoolMachine(RuleBasedStateMachine):
             self.working.remove(runner)
             if runner.state is State.BUSY:
                 self.bench.give_back(runner, clean)
+            else:
+                self.bench.pool.release(runner, reusable=False)
             if settle:
                 await self._settle()
 
@@ -549,3 +566,16 @@ class PoolMachine(RuleBasedStateMachine):
 
 PoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestPoolMachine = PoolMachine.TestCase
+
+
+class PatientPoolMachine(PoolMachine):
+    """The same where calls of a module wait for one another. The queue is never full."""
+
+    QUEUE = 1000
+    PATIENCE_S = 0.001
+
+
+PatientPoolMachine.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=30, deadline=None
+)
+TestPatientPoolMachine = PatientPoolMachine.TestCase

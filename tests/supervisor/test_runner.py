@@ -22,7 +22,7 @@ from tests.supervisor.fakes import (
 )
 
 from sandboxd.supervisor import frames
-from sandboxd.supervisor.child import Child
+from sandboxd.supervisor.child import Child, ExitStatus
 from sandboxd.supervisor.layers import Layers
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.outbox import Outbox
@@ -30,7 +30,7 @@ from sandboxd.supervisor.runner import MAX_FRAME_BYTES, Answer, Death, Runner
 from sandboxd.v1 import call_pb2
 from sandboxd.wire.v1 import runner_pb2
 
-JOB = runner_pb2.RunnerCommand(execute=runner_pb2.Execute()).SerializeToString()
+JOB = frames.encode(runner_pb2.RunnerCommand(execute=runner_pb2.Execute()).SerializeToString())
 FAILED = runner_pb2.RunnerReply(failed=runner_pb2.Failed(message="no landlock"))
 EMPTY = runner_pb2.RunnerReply()
 NO_OUTCOME = runner_pb2.RunnerReply(result=runner_pb2.Result())
@@ -57,6 +57,9 @@ class Bench:
         )
         self.answer: asyncio.Future[Answer] | None = None
 
+    def finish(self) -> None:
+        self.runner.finish(asyncio.get_running_loop().time(), 0)
+
     def reach(self, state: State) -> None:
         """Go the ordinary way to a state."""
         ways: dict[State, list[Callable[[], None]]] = {
@@ -65,7 +68,7 @@ class Bench:
             State.BINDING: [self.get_ready, self.begin],
             State.BUSY: [self.get_ready, self.begin, self.bind],
             State.STOPPING: [self.get_ready, self.begin, self.bind, self.runner.interrupt],
-            State.IDLE: [self.get_ready, self.begin, self.bind, self.answer_it, self.runner.finish],
+            State.IDLE: [self.get_ready, self.begin, self.bind, self.answer_it, self.finish],
         }
         for step in ways[state]:
             step()
@@ -192,6 +195,24 @@ async def test_a_hangup_of_a_process_that_lives_on_is_a_breach(bench: Bench) -> 
     assert bench.child.kills == 1
 
 
+@pytest.mark.parametrize(
+    "ending",
+    [ExitStatus(-9, 0, 0, out_of_memory=True), ExitStatus(-11, 0, 0)],
+    ids=["out of memory", "SIGSEGV"],
+)
+async def test_a_hangup_of_a_process_that_takes_its_time_to_end_is_none(
+    bench: Bench, ending: ExitStatus
+) -> None:
+    bench.reach(State.BUSY)
+    bench.child.dies_of = ending
+    assert bench.child.on_hangup is not None
+    bench.child.on_hangup()
+    assert bench.answer is not None
+    death = await bench.answer
+    assert death == Death(ending, "")
+    assert bench.runner.breach == ""
+
+
 async def test_a_second_word_that_it_is_bound_is_a_breach(bench: Bench) -> None:
     bench.reach(State.STOPPING)
     bench.child.say(BOUND)
@@ -232,7 +253,7 @@ async def test_it_tells_the_layers_that_it_verified_before_it_was_given_anything
     bench.child.say(told)
     assert bench.runner.state is State.SPARE
     # Its own that hold, and its zygote's; it cannot speak for the zygote.
-    assert bench.runner.layers == ("seccomp-sealed", "seccomp")
+    assert bench.runner.layers.names == ("seccomp-sealed", "seccomp")
 
 
 @pytest.mark.parametrize("told", [None, False], ids=["is not told", "is not active"])
@@ -257,7 +278,7 @@ async def test_a_layer_that_does_not_hold_after_loading_ends_it(bench: Bench, ac
     bench.child.say(told)
     assert bench.runner.breach == "after loading, seccomp-sealed does not hold"
     # Whatever it says of other layers is not passed on.
-    assert bench.runner.layers == ("seccomp-sealed",)
+    assert bench.runner.layers.names == ("seccomp-sealed",)
 
 
 @pytest.mark.parametrize(

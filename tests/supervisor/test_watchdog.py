@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import cast
 
+from sandboxd.supervisor.alarms import Alarms
 from sandboxd.supervisor.runner import Runner
 from sandboxd.supervisor.watchdog import StopReason, Watchdog
 
@@ -44,8 +45,16 @@ def watch(
     base_cpu_ns: int = 0,
     grace_s: float = GRACE_S,
 ) -> Watchdog:
-    deadline_at = asyncio.get_running_loop().time() + deadline_in_s
-    return Watchdog(cast(Runner, runner), deadline_at, cpu_limit_ns, base_cpu_ns, grace_s)
+    now = asyncio.get_running_loop().time()
+    return Watchdog(
+        Alarms(),
+        cast(Runner, runner),
+        now,
+        now + deadline_in_s,
+        cpu_limit_ns,
+        base_cpu_ns,
+        grace_s,
+    )
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -114,7 +114,7 @@ async def test_a_child_that_nobody_could_be_told_of_is_dead_before_it_is_said_to
         child = zygote.spawn(
             control_pb2.CHILD_KIND_RUNNER,
             [interrupt, outbox.fd],
-            ChildLimits(1 << 30, 100, 1 << 30, 0),
+            ChildLimits(1 << 30, 100, 1 << 30, 1 << 20, 0),
         )
         await asyncio.wait_for(child.forked, 10)
     assert child.pidfd == -1

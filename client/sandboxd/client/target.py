@@ -25,7 +25,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # gRPC waits up to two minutes between attempts to connect: too long after a restart of
     # a daemon on the same machine.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Despite its name: how long one attempt may take. A daemon on a busy machine is slow to greet.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
 

@@ -21,6 +21,7 @@ from sandboxd.runner.instance import NO_VALUES, Instance
 from sandboxd.runner.outbox import Region
 from sandboxd.runner.outcomes import rejected
 from sandboxd.runner.signatures import Exports
+from sandboxd.runner.store import Store
 from sandboxd.v1 import call_pb2
 
 START = "_start"
@@ -56,7 +57,7 @@ def check_wasi(request: call_pb2.WasiCommand) -> None:
             raise rejected(f"wasi.env[{i}].value", "a value cannot contain NUL")
 
 
-def attach_wasi(store: wasmtime.Store, call: Call, request: call_pb2.WasiCommand) -> None:
+def attach_wasi(store: Store, call: Call, request: call_pb2.WasiCommand) -> None:
     """Give a store its WASI context: arguments, variables, input, and output to the outbox.
 
     The request has passed `check_wasi`; an empty one serves typed and bytes calls.
@@ -76,7 +77,7 @@ def attach_wasi(store: wasmtime.Store, call: Call, request: call_pb2.WasiCommand
     ffi.wasi_config_set_stdout_custom(config, _write_stdout, call.key, _NO_FINALIZER)
     ffi.wasi_config_set_stderr_custom(config, _write_stderr, call.key, _NO_FINALIZER)
     # Takes the configuration over, also when it fails.
-    error = ffi.wasmtime_context_set_wasi(store._context(), config)
+    error = ffi.wasmtime_context_set_wasi(store.context_pointer(), config)
     if error:
         raise wasmtime.WasmtimeError._from_ptr(error)
     assert accepted, "arguments and environment were checked before"

@@ -19,10 +19,11 @@ class Closed(Exception):  # noqa: N818 - a state
 
 
 class Channel:
-    """Frames over the socket `fd`. To be made before the lock-down: afterwards it cannot be."""
+    """Frames over the unix stream socket `fd`."""
 
     def __init__(self, fd: int) -> None:
-        self._socket = socket.socket(fileno=fd)
+        # Everything is said: a lock-down refuses the calls by which Python would find out.
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
         self._fd = fd
         self._buffer = bytearray()
 

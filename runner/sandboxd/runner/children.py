@@ -5,6 +5,8 @@ Nothing is imported and no file is opened after the fork; the lock-down allows n
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import ctypes
 import errno
 import os
@@ -21,7 +23,9 @@ from sandboxd.runner.guest import ArtifactError, Guest
 from sandboxd.runner.isolation import kernel
 from sandboxd.runner.isolation.layers import MDWE, SECCOMP_SEALED, IsolationError, LayerState
 from sandboxd.runner.isolation.lockdown import ChildPolicy, Plan, lock_down, seal_after_load
+from sandboxd.runner.isolation.policy import INTERRUPT_FD, SOCKET_FD
 from sandboxd.runner.outbox import Outbox, Region
+from sandboxd.runner.rehearsal import rehearse
 from sandboxd.wire.v1 import control_pb2, runner_pb2
 
 # How often the interrupt thread bumps the epoch once it was told to: a bump that comes before a
@@ -68,6 +72,7 @@ def run_child(
     required: frozenset[str],
     fds: list[int],
     engines: Engines,
+    script: bytes,
 ) -> NoReturn:
     """Be a runner or a compiler until there is nothing left to do; never returns.
 
@@ -79,7 +84,7 @@ def run_child(
     try:
         name_process("sbx-runner" if kind == control_pb2.CHILD_KIND_RUNNER else "sbx-compiler")
         if kind == control_pb2.CHILD_KIND_RUNNER:
-            code = _run_runner(policy, plan, required & SEALING, fds, engines)
+            code = _run_runner(policy, plan, required & SEALING, fds, engines, script)
         else:
             code = _run_compiler(policy, plan, fds, engines)
     except (Closed, BrokenPipeError, ConnectionResetError):
@@ -104,19 +109,29 @@ def _run_runner(
     seal_required: frozenset[str],
     fds: list[int],
     engines: Engines,
+    script: bytes,
 ) -> int:
-    socket_fd, interrupt_fd, outbox_fd = fds
+    socket_fd, _interrupt_fd, outbox_fd = fds
     outbox = Outbox(outbox_fd)
-    channel = Channel(socket_fd)
+    socket_identity = os.fstat(socket_fd)
     threading.stack_size(_INTERRUPT_STACK_BYTES)
     try:
         states = lock_down(policy, plan)
     except IsolationError as error:
         failed = runner_pb2.Failed(message=str(error))
+        channel = Channel(_number_of(socket_identity, socket_fd))
         channel.send(runner_pb2.RunnerReply(failed=failed).SerializeToString())
         return EXIT_NOT_LOCKED
+    channel = Channel(SOCKET_FD)
+    rehearse(engines, script, outbox)
     ready = runner_pb2.Ready(layers=layer_messages(states))
     channel.send(runner_pb2.RunnerReply(ready=ready).SerializeToString())
+    shortage: RuntimeError | None = None
+    try:
+        # Ahead of need. The filters that are still to come bind every thread.
+        _thread.start_new_thread(_interrupt, (INTERRUPT_FD, (engines.plain, engines.fuel)))
+    except RuntimeError as error:
+        shortage = error
 
     payload, artifact_fd = channel.receive_with_descriptor()
     bind = runner_pb2.RunnerCommand.FromString(payload).bind
@@ -124,11 +139,11 @@ def _run_runner(
     bound = runner_pb2.Bound()
     guest: Guest | None = None
     try:
+        if shortage is not None:
+            raise shortage
         guest = _load(engine, artifact_fd, bind, outbox)
         sealed = seal_after_load(seal_required, core=not guest.uses_wasi)
         bound.layers.extend(layer_messages(sealed))
-        # After the last filter: a thread inherits the filters of the one that starts it.
-        threading.Thread(target=_interrupt, args=(interrupt_fd, engine), daemon=True).start()
     except (ArtifactError, IsolationError, OSError, MemoryError, RuntimeError) as error:
         bound.error = str(error) or type(error).__name__
         bound.failure = _bind_failure(error)
@@ -137,6 +152,14 @@ def _run_runner(
         return EXIT_NOT_LOCKED
     _serve(channel, guest, outbox)
     return EXIT_DONE
+
+
+def _number_of(socket_identity: os.stat_result, before: int) -> int:
+    """The socket's number in a lock-down that failed before or after it was moved."""
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.fstat(SOCKET_FD), socket_identity):
+            return SOCKET_FD
+    return before
 
 
 def _bind_failure(error: Exception) -> runner_pb2.BindFailure.ValueType:
@@ -177,13 +200,16 @@ def _serve(channel: Channel, guest: Guest, outbox: Outbox) -> None:
         guest.prepare()
 
 
-def _interrupt(fd: int, engine: wasmtime.Engine) -> None:
+def _interrupt(fd: int, engines: tuple[wasmtime.Engine, ...]) -> None:
     """Wait for the supervisor's word, then bump the epoch until the process is killed."""
-    pause = threading.Event()
+    # Never released: waiting for it is a pause that needs no system call beyond those of locks.
+    pause = _thread.allocate_lock()
+    pause.acquire()
     if os.read(fd, 1):
         while True:
-            engine.increment_epoch()
-            pause.wait(_BUMP_INTERVAL_S)
+            for engine in engines:
+                engine.increment_epoch()
+            pause.acquire(timeout=_BUMP_INTERVAL_S)
 
 
 # --- compiler -------------------------------------------------------------------------------------

@@ -47,7 +47,15 @@ _DISABLED_PROPOSALS = (
 )
 
 # Switches that the engine's package does not pass on. Only components use `concurrency_support`.
-_SWITCHED_OFF_IN_C = ("wasm_branch_hinting", "wasm_compact_imports", "concurrency_support")
+_SWITCHED_OFF_IN_C = (
+    "wasm_branch_hinting",
+    "wasm_compact_imports",
+    "concurrency_support",
+    # A copy-on-write image of a module's data would be a memory file: memory that RLIMIT_DATA does
+    # not count, and a reason to leave memfd_create(2) to a runner. Without it data is copied into
+    # each instance.
+    "memory_init_cow",
+)
 
 _SETTINGS: tuple[tuple[str, bool | int | str], ...] = (
     ("strategy", "cranelift"),

@@ -33,13 +33,13 @@ from sandboxd.runner.outcomes import (
     set_outcome,
 )
 from sandboxd.runner.signatures import Exports
+from sandboxd.runner.store import Store
 from sandboxd.v1 import call_pb2
 from sandboxd.wire.v1 import runner_pb2
 
 # Tables that one guest may have; toolchains make one, or two with reference types.
 MAX_TABLES = 16
 
-_INT64_MAX = (1 << 63) - 1
 _TABLE_COUNT = re.compile(r"table count too high at (\d+)")
 _BytePointer = ctypes.POINTER(ctypes.c_uint8)
 
@@ -75,9 +75,14 @@ class Guest:
             self._link_error = stop
         # How many tables the module has is learned from the first refusal.
         self._tables = 1
-        self._used: wasmtime.Store | None = None
-        self._spare: wasmtime.Store | None = None
+        # Of the call in progress; dropped when the next one is prepared or begun.
         self._instance: Instance | None = None
+        # Made ahead, for a call with these limits.
+        self._ahead: Instance | None = None
+        self._ahead_limits = (-1, -1)
+        # Until it is known that the module has a start function, or needs to know its call.
+        self._can_be_ahead = self._linked is not None and not self._linked.uses_wasi
+        self._functions_used: tuple[str, ...] = ()
 
     @property
     def uses_wasi(self) -> bool:
@@ -96,7 +101,7 @@ class Guest:
                 "fuel is for runners that were bound with fuel metering, and only those"
             )
         started_ns = time.perf_counter_ns()
-        self.prepare()
+        self._drop()
         self._outbox.reset()
         result = runner_pb2.Result()
         with Call(job, self._outbox, self._engine) as call:
@@ -112,16 +117,38 @@ class Guest:
         return result
 
     def prepare(self) -> None:
-        """Do what the next call need not wait for: drop the last store, make the next.
+        """Do what the next call need not wait for: drop the last instance, make the next.
 
         Called after an answer was sent; may be left out.
         """
-        self._instance = None
-        if self._used is not None:
-            self._used.close()
-            self._used = None
-        if self._spare is None:
-            self._spare = wasmtime.Store(self._engine)
+        self._drop()
+        if self._ahead is None and self._can_be_ahead and self._ahead_limits[0] >= 0:
+            assert self._linked is not None
+            instance = Instance(Store(self._engine))
+            instance.store.limit(*self._ahead_limits, self._tables)
+            if self._fuel:
+                # Set anew by the call; without any, even a start function could not trap as it
+                # must.
+                instance.store.set_fuel(1)
+            if instance.instantiate_ahead(self._linked):
+                if self._functions_used:
+                    instance.look_up(self._functions_used, "memory")
+                self._ahead = instance
+            else:
+                instance.store.close()
+                self._can_be_ahead = False
+
+    def close(self) -> None:
+        """Drop everything; it must not be used afterwards."""
+        self._drop()
+        if self._ahead is not None:
+            self._ahead.store.close()
+            self._ahead = None
+
+    def _drop(self) -> None:
+        if self._instance is not None:
+            self._instance.store.close()
+            self._instance = None
 
     def _run(self, job: runner_pb2.Execute, call: Call, result: runner_pb2.Result) -> None:
         """Make the call and put into the result what it returns; raises Stop if it does not."""
@@ -129,58 +156,62 @@ class Guest:
         def start() -> Instance:
             return self._start(job, call)
 
-        match job.WhichOneof("call"):
+        match job.request.WhichOneof("call"):
+            case "bytes":
+                request = job.request.bytes
+                result.completed.output = bytes_call(self._exports, request, start, call)
+                self._note_bytes_call(request.export)
             case "typed":
-                values = typed_call(self._exports, job.typed, start)
+                values = typed_call(self._exports, job.request.typed, start)
                 result.completed.SetInParent()
                 result.completed.results.extend(values)
-            case "bytes":
-                output = bytes_call(self._exports, job.bytes, start, call)
-                result.completed.SetInParent()
-                result.completed.output = output
             case "wasi":
-                check_wasi(job.wasi)
+                check_wasi(job.request.wasi)
                 code = wasi_command(self._exports, start)
                 result.exited.SetInParent()
                 result.exited.code = code
             case _:
                 raise rejected("call", "no call is set")
 
+    def _note_bytes_call(self, export: str) -> None:
+        """Have what such a call uses looked up ahead of the next one."""
+        if not self._functions_used or export != self._functions_used[1]:
+            dealloc = () if self._exports.kind("dealloc") is None else ("dealloc",)
+            self._functions_used = ("alloc", export, *dealloc)
+
     def _start(self, job: runner_pb2.Execute, call: Call) -> Instance:
         """Make the call's instance, which runs the start function; raises Stop."""
         if self._linked is None:
             assert self._link_error is not None
             raise Stop(self._link_error.outcome)
+        limits = (job.memory_bytes, job.table_elements)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and limits == self._ahead_limits:
+            self._instance = ahead
+            ahead.serve(call)
+            if self._fuel:
+                ahead.store.set_fuel(job.fuel)
+            return ahead
+        if ahead is not None:
+            ahead.store.close()
+        self._ahead_limits = limits
         while True:
-            instance = Instance(self._fresh_store(job, call), call)
+            self._drop()
+            instance = self._instance = Instance(self._fresh_store(job, call))
+            instance.serve(call)
             failure = instance.instantiate(self._linked)
             if failure is None:
-                self._instance = instance
                 return instance
             if not self._learned_tables(failure):
                 raise Stop(instantiation_failure(failure))
 
-    def _fresh_store(self, job: runner_pb2.Execute, call: Call) -> wasmtime.Store:
-        self.prepare()
-        store, self._spare = self._spare, None
-        assert store is not None
-        self._used = store
-        context = store._context()
-        # The engine limits each table by itself. To keep the sum under the limit, several
-        # tables get an equal share each.
-        store.set_limits(
-            memory_size=min(job.memory_bytes, _INT64_MAX),
-            table_elements=min(job.table_elements, _INT64_MAX) // self._tables,
-            instances=1,
-            tables=self._tables,
-            memories=1,
-        )
-        ffi.wasmtime_context_set_data(context, call.key)
+    def _fresh_store(self, job: runner_pb2.Execute, call: Call) -> Store:
+        store = Store(self._engine)
+        store.limit(job.memory_bytes, job.table_elements, self._tables)
         if self._fuel:
             store.set_fuel(job.fuel)
         if self._linked is not None and self._linked.uses_wasi:
-            attach_wasi(store, call, job.wasi)
-        store.set_epoch_deadline(1)
+            attach_wasi(store, call, job.request.wasi)
         return store
 
     def _learned_tables(self, failure: Failure) -> bool:
@@ -191,13 +222,14 @@ class Guest:
         return True
 
     def _report_usage(self, job: runner_pb2.Execute, result: runner_pb2.Result) -> None:
-        if self._instance is not None and self._exports.memory_name is not None:
+        if self._instance is None:
+            return
+        if self._exports.memory_name is not None and self._instance.instantiated:
             memory = self._instance.memory(self._exports.memory_name)
             result.linear_memory_bytes = memory.size_bytes
         # An interrupted guest has not written its count back: better no number than a wrong one.
-        interrupted = result.trapped.code == call_pb2.TRAP_CODE_INTERRUPT
-        if self._fuel and self._used is not None and not interrupted:
-            result.fuel_consumed = job.fuel - self._used.get_fuel()
+        if self._fuel and result.trapped.code != call_pb2.TRAP_CODE_INTERRUPT:
+            result.fuel_consumed = job.fuel - self._instance.store.get_fuel()
 
 
 def _load(engine: wasmtime.Engine, artifact: Artifact) -> wasmtime.Module:

@@ -19,6 +19,7 @@ from wasmtime import _ffi as ffi
 
 from sandboxd.runner import call as calls
 from sandboxd.runner.call import Call
+from sandboxd.runner.entry_points import address_of
 from sandboxd.runner.memory import GuestMemory
 from sandboxd.runner.outcomes import Stop, broke_abi, for_people
 from sandboxd.runner.signatures import FunctionType
@@ -207,7 +208,7 @@ def _caller_memory(caller: Any) -> GuestMemory:
     found = ffi.wasmtime_caller_export_get(caller, b"memory", len(b"memory"), ctypes.byref(item))
     if not found or item.kind != ffi.WASMTIME_EXTERN_MEMORY.value:
         raise broke_abi("the module does not export a memory named memory")
-    return GuestMemory(ffi.wasmtime_caller_context(caller), item.of.memory)
+    return GuestMemory(address_of(ffi.wasmtime_caller_context(caller)), item.of.memory)
 
 
 def _abort_string(caller: Any, pointer: int) -> str:

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import wasmtime
 from wasmtime import _ffi as ffi
 
+from sandboxd.runner import entry_points
+from sandboxd.runner.entry_points import address_of
 from sandboxd.runner.imports import (
     HOST_FUNCTIONS,
     HOST_MODULE,
@@ -16,7 +18,11 @@ from sandboxd.runner.imports import (
 )
 from sandboxd.runner.outcomes import Stop, clip, for_people
 from sandboxd.runner.signatures import FunctionType, Import, function_type_of, list_imports
+from sandboxd.runner.store import Store
 from sandboxd.v1 import call_pb2
+
+_InstancePointer = ctypes.POINTER(ffi.wasmtime_instance_t)
+_TrapPointers = ctypes.POINTER(ctypes.POINTER(ffi.wasm_trap_t))
 
 
 class Linked(Protocol):
@@ -24,11 +30,11 @@ class Linked(Protocol):
 
     uses_wasi: bool
 
-    def instantiate(self, context: Any, instance: Any, trap: Any) -> Any:
-        """Instantiate into the store of `context`; returns a `wasmtime_error_t` pointer.
+    def instantiate(self, store: Store, instance: int, trap: int) -> int | None:
+        """Instantiate into a store; returns the address of a `wasmtime_error_t`, or None.
 
-        `instance` and `trap` are references to a `wasmtime_instance_t` and to a
-        `wasm_trap_t` pointer that are filled.
+        `instance` and `trap` are addresses of a `wasmtime_instance_t` and of a `wasm_trap_t`
+        pointer that are filled.
         """
 
 
@@ -39,7 +45,8 @@ def link(engine: wasmtime.Engine, module: wasmtime.Module) -> Linked:
     """
     imports = list_imports(module)
     forms = _host_forms(imports)
-    linkers = [copy_linker(base_linker(engine))]
+    # A copy is only made to be added to.
+    linkers = [copy_linker(base_linker(engine)) if forms else base_linker(engine)]
     for name, types in forms.items():
         while len(linkers) < len(types):
             linkers.append(copy_linker(base_linker(engine)))
@@ -66,10 +73,14 @@ class _PreLinked:
         except wasmtime.WasmtimeError as error:
             _check_resolved(linker, imports)
             raise error
+        self._place = address_of(self._pre.ptr())
         self.uses_wasi = uses_wasi
 
-    def instantiate(self, context: Any, instance: Any, trap: Any) -> Any:
-        return ffi.wasmtime_instance_pre_instantiate(self._pre.ptr(), context, instance, trap)
+    def instantiate(self, store: Store, instance: int, trap: int) -> int | None:
+        error: int | None = entry_points.instance_pre_instantiate(
+            self._place, store.context, instance, trap
+        )
+        return error
 
 
 class _Overloaded:
@@ -92,13 +103,20 @@ class _Overloaded:
         self._module = module
         self._sources = [(_linker_of(item, linkers, forms), item) for item in imports]
 
-    def instantiate(self, context: Any, instance: Any, trap: Any) -> Any:
+    def instantiate(self, store: Store, instance: int, trap: int) -> int | None:
+        context = store.context_pointer()
         externs = (ffi.wasmtime_extern_t * len(self._sources))()
         for extern, (linker, item) in zip(externs, self._sources, strict=True):
             _resolve(linker, context, item, extern)
-        return ffi.wasmtime_instance_new(
-            context, self._module.ptr(), externs, len(externs), instance, trap
+        error = ffi.wasmtime_instance_new(
+            context,
+            self._module.ptr(),
+            externs,
+            len(externs),
+            ctypes.cast(instance, _InstancePointer),
+            ctypes.cast(trap, _TrapPointers),
         )
+        return address_of(error) if error else None
 
 
 def _linker_of(

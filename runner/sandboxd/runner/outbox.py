@@ -54,6 +54,8 @@ class Outbox:
         self._address = mapping.map_shared(fd, self._size, "outbox")
         self._committed = (ctypes.c_uint64 * len(Region)).from_address(self._address)
         # Copies of the lengths that are trusted over the shared ones.
+        self._lengths = [0] * len(Region)
+        self._empty = False
         self.reset()
 
     def close(self) -> None:
@@ -64,8 +66,10 @@ class Outbox:
 
     def reset(self) -> None:
         """Empty all regions."""
-        self._lengths: list[int] = [0] * len(Region)
-        self._committed[:] = [0] * len(Region)
+        if not self._empty:
+            self._lengths = [0] * len(Region)
+            self._committed[:] = [0] * len(Region)
+            self._empty = True
 
     def append_stdout(self, data: bytes) -> int:
         """Append to standard output as much as fits; return how many bytes did."""
@@ -85,6 +89,7 @@ class Outbox:
 
     def append(self, region: Region, data: bytes) -> int:
         """Append to a region as much as fits; return how many bytes did."""
+        self._empty = False
         start = self._lengths[region]
         count = min(len(data), self.capacity - start)
         offset = REGIONS_OFFSET_BYTES + region * self.capacity + start

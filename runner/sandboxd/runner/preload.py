@@ -8,7 +8,7 @@ from wasmtime import _ffi as ffi
 from sandboxd.runner import compiler, guest
 from sandboxd.runner.engine import build_engines, engine_version
 from sandboxd.runner.imports import base_linker, copy_linker
-from sandboxd.v1 import call_pb2
+from sandboxd.v1 import call_pb2, sandbox_pb2
 from sandboxd.wire.v1 import runner_pb2
 
 # Importing them is half of the work: a locked-down process cannot.
@@ -33,9 +33,8 @@ def preload() -> None:
 
 
 def _round_trip() -> None:
-    job = runner_pb2.Execute(
-        typed=call_pb2.TypedCall(export="f", args=[call_pb2.Value(i32=1)]), output_bytes=1
-    )
+    call = call_pb2.TypedCall(export="f", args=[call_pb2.Value(i32=1)])
+    job = runner_pb2.Execute(request=sandbox_pb2.ExecuteRequest(typed=call), output_bytes=1)
     runner_pb2.RunnerCommand.FromString(runner_pb2.RunnerCommand(execute=job).SerializeToString())
     result = runner_pb2.Result(completed=call_pb2.Completed(output=b"x"), run_time_ns=1)
     runner_pb2.RunnerReply(result=result).SerializeToString()

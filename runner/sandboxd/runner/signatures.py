@@ -91,12 +91,21 @@ class Exports:
         self._list = _ExportList(module)
         self._index = {_export_name(export): i for i, export in enumerate(self._list)}
         self._functions: dict[str, FunctionType | None] = {}
+        self._kinds: dict[str, call_pb2.ExternKind.ValueType] = {}
         self.memory_name = self._first_memory()
+        self.has_initialize = "_initialize" in self._index
 
     def kind(self, name: str) -> call_pb2.ExternKind.ValueType | None:
         """Kind of an export; None if there is none of that name."""
+        try:
+            return self._kinds[name]
+        except KeyError:
+            pass
         index = self._index.get(name)
-        return None if index is None else _kind(_export_type(self._list[index]))
+        if index is None:
+            return None
+        self._kinds[name] = _kind(_export_type(self._list[index]))
+        return self._kinds[name]
 
     def function(self, name: str) -> FunctionType | None:
         """Type of an exported function; None if no function of that name is exported."""

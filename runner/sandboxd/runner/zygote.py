@@ -20,12 +20,13 @@ import signal
 import sys
 from typing import NoReturn
 
-from sandboxd.runner import children, engine, engine_identity, preload
-from sandboxd.runner.isolation import catalogue, credentials, libffi, memfd, namespaces
+from sandboxd.runner import children, engine, engine_identity, preload, rehearsal
+from sandboxd.runner.isolation import catalogue, credentials, ipc, libffi, memfd, namespaces
 from sandboxd.runner.isolation.layers import (
     DAEMON_NON_DUMPABLE,
     EMPTY_ROOT,
     MEMFD_NOEXEC,
+    NO_IPC,
     ZYGOTE_CAPABILITIES,
     IsolationError,
     LayerState,
@@ -64,11 +65,12 @@ class Zygote:
         # Before /proc is out of reach.
         self._code_pages = libffi.find_writable_code()
         self._tasks_fd = os.open("/proc/self/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._script = rehearsal.compile_script(self._engines)
         layers = [layer, *_enter(layer, required)]
         layers.append(credentials.limit_zygote(required=ZYGOTE_CAPABILITIES in required))
         # Last: what changes credentials may change this, too.
         layers.insert(0, credentials.verify_no_dumps(required=DAEMON_NON_DUMPABLE in required))
-        layers += _rehearse_sealing(required)
+        layers += _rehearse(required)
         self._planner = Planner()
         self._switchboard = Switchboard(control_fd)
         gc.collect()
@@ -137,7 +139,9 @@ class Zygote:
             raise
         if pid == 0:
             forget_signals()
-            children.run_child(request.kind, policy, plan, self._required, fds, self._engines)
+            children.run_child(
+                request.kind, policy, plan, self._required, fds, self._engines, self._script
+            )
         self._pids[pid] = request.child_id
         if isinstance(cgroup, Slot):
             self._taken[pid] = cgroup
@@ -163,7 +167,7 @@ class Zygote:
     def _take_slot(self, limits: control_pb2.ChildLimits) -> Slot | str:
         if isinstance(self._slots, str):
             return self._slots
-        return self._slots.take(limits.data_bytes, limits.file_size_bytes)
+        return self._slots.take(limits.data_bytes + limits.shared_bytes)
 
     def _policy(
         self, request: control_pb2.SpawnRequest, fds: list[int], cgroup: Slot | str
@@ -172,8 +176,9 @@ class Zygote:
         limits = request.limits
         return ChildPolicy(
             profile="compiler" if compiles else "runner",
+            keep_fds=frozenset(fds if compiles else ()),
             # The outbox is mapped before the lock-down and needs no descriptor after it.
-            keep_fds=frozenset(fds if compiles else fds[:2]),
+            moved_fds=() if compiles else tuple(fds[:2]),
             uid=request.uid,
             data_bytes=limits.data_bytes,
             cpu_seconds=limits.cpu_seconds,
@@ -216,20 +221,23 @@ def _enter(layer: LayerState, required: frozenset[str]) -> list[LayerState]:
     """
     if not layer.active:
         cause = NotInForceError(f"there are no namespaces of our own: {layer.detail}")
-        return [refused(name, cause, name in required) for name in (MEMFD_NOEXEC, EMPTY_ROOT)]
+        names = (NO_IPC, MEMFD_NOEXEC, EMPTY_ROOT)
+        return [refused(name, cause, name in required) for name in names]
     return [
+        ipc.forbidden(required=NO_IPC in required),
         # A setting of the PID namespace; without one of our own it would be the host's.
         memfd.refuse_executable(required=MEMFD_NOEXEC in required),
         namespaces.enter_empty_root(required=EMPTY_ROOT in required),
     ]
 
 
-def _rehearse_sealing(required: frozenset[str]) -> list[LayerState]:
+def _rehearse(required: frozenset[str]) -> list[LayerState]:
     """Have a child seal itself as a runner does after loading; no guest need be loaded to know.
 
-    Raises IsolationError if a required layer does not hold.
+    And try out what the supervisor does to its end of a child's socket. Raises IsolationError if a
+    required layer does not hold.
     """
-    states = [layer.probe(required) for layer in catalogue.SEALING]
+    states = [layer.probe(required) for layer in (catalogue.PASSING, *catalogue.SEALING)]
     for state in states:
         if state.name in required and not state.active:
             raise IsolationError(state.name, state.detail)

@@ -21,7 +21,8 @@ from sandboxd.supervisor.launcher import pid_of
 # A dead process is normally reaped within a millisecond. If the zygote is itself stopped or gone,
 # nobody waits longer than this for an exit status.
 REAP_TIMEOUT_S = 2.0
-READ_BYTES = 256 * 1024
+# More than the longest frame, and little enough for the allocator to have at hand.
+READ_BYTES = 64 * 1024 + 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,11 @@ class ExitStatus:
     peak_rss_bytes: int
     known: bool = True
     out_of_memory: bool = False
+
+    @property
+    def may_be_our_kill(self) -> bool:
+        """False if it ended for another reason than a SIGKILL from here, which came too late."""
+        return not self.known or (self.status == -signal.SIGKILL and not self.out_of_memory)
 
 
 UNKNOWN_EXIT = ExitStatus(0, 0, 0, known=False)
@@ -200,8 +206,9 @@ class Child:
         """Highest resident set size so far, from the kernel; 0 if it cannot be read."""
         try:
             text = os.pread(self._status_fd, 4096, 0)
-            at = text.index(b"VmHWM:")
-            return int(text[at + 6 : text.index(b"kB", at)]) * 1024
+            # The process chooses its name, which comes first, but has no line break in it.
+            at = text.index(b"\nVmHWM:\t") + 8
+            return int(text[at : text.index(b"kB", at)]) * 1024
         except (OSError, ValueError):
             return 0
 

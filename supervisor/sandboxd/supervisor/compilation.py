@@ -264,13 +264,17 @@ class _Compilation:
         return self._verdict(reply, exit_status)
 
     async def _finish(self) -> ExitStatus:
+        hung_up = False
         try:
             await asyncio.wait_for(asyncio.shield(self._child.gone), _EXIT_PATIENCE_S)
         except TimeoutError:
-            if self._reply.done() and not self._reply.cancelled() and not self._reply.result():
-                self._breach = self._breach or "it closed its socket without an answer"
+            replied = self._reply.done() and not self._reply.cancelled()
+            hung_up = replied and not self._reply.result()
         self._child.kill()
         exit_status = await self._child.wait_exit()
+        # One that was ending took its time to; only one that lived on has hung up.
+        if hung_up and exit_status.may_be_our_kill:
+            self._breach = self._breach or "it closed its socket without an answer"
         self._child.close()
         return exit_status
 

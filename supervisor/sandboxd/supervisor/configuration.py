@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 
 from sandboxd.supervisor import endpoints
@@ -18,6 +19,9 @@ from sandboxd.wire.v1 import control_pb2
 RUNNER_OVERHEAD_BYTES = 192 * MIB
 # Threads of one runner: main, interrupt, and those that WASI input and output start.
 RUNNER_THREADS = 16
+# How long a call waits for a process of its module that is at work, though others are free. Many
+# times what a short call takes, and nothing that the caller of a long one would notice.
+PATIENCE_S = 0.002
 
 
 class SettingsError(StartError):
@@ -118,14 +122,15 @@ def pool_config(settings: Settings) -> PoolConfig:
         max_age_s=settings.runner_max_age / 1000,
         idle_timeout_s=settings.runner_idle_timeout / 1000,
         max_output_bytes=settings.max_output,
+        busy_per_module=max(2, len(os.sched_getaffinity(0))),
+        patience_s=PATIENCE_S,
         limits=ChildLimits(
             data_bytes=settings.max_memory + settings.max_artifact + RUNNER_OVERHEAD_BYTES,
             # A backstop only: the supervisor's clock is the limit. It must never fire first.
             cpu_seconds=int(lifetime_s * RUNNER_THREADS) + 60,
-            # The engine's copy-on-write image of initial memory is a memory file.
-            file_size_bytes=max(
-                settings.max_memory, 4 * (settings.max_output + LOG_OVERHEAD_BYTES) + 64 * 1024
-            ),
+            # It writes no file: the outbox is mapped before the lock-down.
+            file_size_bytes=0,
+            shared_bytes=4 * (settings.max_output + LOG_OVERHEAD_BYTES) + 64 * 1024,
             processes=0,
         ),
     )
@@ -142,6 +147,7 @@ def compile_config(settings: Settings) -> CompileConfig:
             data_bytes=settings.compile_memory,
             cpu_seconds=max(1, settings.compile_cpu_time // 1000),
             file_size_bytes=settings.max_artifact,
+            shared_bytes=settings.max_artifact,
             processes=0,
         ),
     )

@@ -50,7 +50,6 @@ from sandboxd.v1 import (
     module_pb2,
     module_pb2_grpc,
     sandbox_pb2,
-    sandbox_pb2_grpc,
 )
 
 log = logging.getLogger(__name__)
@@ -95,6 +94,7 @@ class Daemon:
         self._zygote_starts = 0
         self._replacing: asyncio.Task[None] | None = None
         self._draining = False
+        self._engine_version = ""
         self._notifier = Notifier()
         self._health = health.aio.HealthServicer()
         descriptors = configuration.raise_descriptor_limit()
@@ -116,6 +116,7 @@ class Daemon:
             configuration.limit_policy(settings),
             self._stats,
             settings.grace / 1000,
+            settings.queue_bytes,
         )
 
     def request_stop(self) -> None:
@@ -240,7 +241,7 @@ class Daemon:
             await asyncio.wait({idle}, timeout=0.1)
         if not idle.done():
             # Their processes go, and each one of them gets a typed answer.
-            self._executor.stopping = True
+            self._executor.responder.stopping = True
             await self._pool.close()
             await asyncio.wait({idle}, timeout=1.0)
         idle.cancel()
@@ -261,12 +262,9 @@ class Daemon:
             await asyncio.sleep(interval_s)
 
     def _add_services(self, server: aio.Server) -> None:
-        hardened: aio.Server = HardenedServer(  # type: ignore[assignment]
-            server, self._stats, self._gate, _GATED
-        )
-        sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(
-            SandboxService(self._executor), hardened
-        )
+        wrapping = HardenedServer(server, self._stats, self._gate, _GATED)
+        SandboxService(self._executor).add_to(wrapping)
+        hardened: aio.Server = wrapping  # type: ignore[assignment]
         module_pb2_grpc.add_ModuleServiceServicer_to_server(
             ModuleService(self._store, self._compiles), hardened
         )
@@ -296,9 +294,9 @@ class Daemon:
             raise
         self._zygote_starts += 1
         self._zygote = zygote
-        self._executor.engine_version = zygote.engine_version
-        self._executor.isolation_profile = self._settings.isolation
+        self._engine_version = zygote.engine_version
         self._executor.layers = zygote.layers
+        self._executor.responder.describe_daemon(zygote.engine_version, self._settings.isolation)
         self._compiles.use_zygote(zygote, self._processes(zygote))
         self._pool.use_zygote(zygote, self._processes(zygote))
 
@@ -368,7 +366,7 @@ class Daemon:
         layers = self._zygote.layers.rows() if self._zygote is not None else no_rows()
         return admin_pb2.GetStatusResponse(
             version=VERSION,
-            engine_version=self._executor.engine_version,
+            engine_version=self._engine_version,
             pid=os.getpid(),
             start_time=self._started_wall,
             uptime_ns=int((now - self._started_at) * 1e9),

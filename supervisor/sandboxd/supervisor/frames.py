@@ -38,7 +38,12 @@ class FrameFlood(FrameBreach):
 
 def encode(payload: bytes) -> bytes:
     """Return `payload` as one frame."""
-    return len(payload).to_bytes(HEADER_BYTES, "little") + payload
+    return header(len(payload)) + payload
+
+
+def header(payload_bytes: int) -> bytes:
+    """Return what a frame with a payload of this length begins with."""
+    return payload_bytes.to_bytes(HEADER_BYTES, "little")
 
 
 class FrameReader:
@@ -62,8 +67,7 @@ class FrameReader:
         if not self._buffer and len(data) >= HEADER_BYTES:
             # The common case, without a copy into the buffer: exactly one whole frame.
             length = int.from_bytes(data[:HEADER_BYTES], "little")
-            if length == len(data) - HEADER_BYTES:
-                self._check(length)
+            if length == len(data) - HEADER_BYTES and 0 < length <= self.limit_bytes:
                 return [data[HEADER_BYTES:]]
         self._buffer += data
         try:

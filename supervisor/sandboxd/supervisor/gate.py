@@ -16,18 +16,16 @@ class Gate:
     def __init__(self) -> None:
         self.closed = False
         self._inside = 0
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self._empty: asyncio.Event | None = None
 
     def __enter__(self) -> None:
         if self.closed:
             raise shutting_down()
         self._inside += 1
-        self._empty.clear()
 
     def __exit__(self, *_: object) -> None:
         self._inside -= 1
-        if self._inside == 0:
+        if self._inside == 0 and self._empty is not None:
             self._empty.set()
 
     def close(self) -> None:
@@ -35,8 +33,10 @@ class Gate:
         self.closed = True
 
     async def wait_empty(self) -> None:
-        """Wait until all who were let in have left."""
-        await self._empty.wait()
+        """Wait until all who were let in have left. To be called once, when it is closed."""
+        self._empty = asyncio.Event()
+        if self._inside:
+            await self._empty.wait()
 
 
 def shutting_down() -> faults.ShuttingDown:

@@ -39,13 +39,19 @@ PRESETS: dict[str, frozenset[str]] = {
     # Inside a container that allows neither namespaces nor Landlock and is itself the outer wall.
     "container": _WALL,
 }
-# Beyond any preset: only root has the first, and the second must be delegated to the daemon.
-LAYERS = PRESETS["strict"] | {"memfd-noexec", "cgroup"}
+# Beyond any preset: only root has the first, the second must be delegated to the daemon, and the
+# others need a kernel of today.
+LAYERS = PRESETS["strict"] | {"memfd-noexec", "cgroup", "no-ipc", "no-passed-descriptors"}
 
 # Who tells of a layer: the zygote, of what it did once for all children; each child, of itself.
 # What a runner applies after it has loaded its module, the zygote has rehearsed, and it confirms.
 AFTER_LOADING = frozenset({"mdwe", "seccomp-sealed"})
-OF_ZYGOTE = _NAMESPACES | {"memfd-noexec", DAEMON_NON_DUMPABLE}
+OF_ZYGOTE = _NAMESPACES | {
+    "memfd-noexec",
+    "no-ipc",
+    "no-passed-descriptors",
+    DAEMON_NON_DUMPABLE,
+}
 OF_CHILD = LAYERS - OF_ZYGOTE - AFTER_LOADING
 
 

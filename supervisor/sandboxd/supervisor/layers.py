@@ -7,15 +7,28 @@ nobody told of is not active. What is said here comes from processes that have s
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 from sandboxd.supervisor import isolation, privileges
 from sandboxd.supervisor.text import for_people
+from sandboxd.v1 import sandbox_pb2
 from sandboxd.wire.v1 import control_pb2
 
 MAX_DETAIL_CHARACTERS = 256
 _UNTOLD = "no process has told of it"
 _UNTOLD_REMEDY = "run the supervisor and the runner of one version"
 NO_ZYGOTE = "there is no zygote at the moment; another one is being started"
+
+
+class Held(NamedTuple):
+    """The layers that hold for one child: its own, and its zygote's."""
+
+    names: tuple[str, ...]
+    receipt_fields: bytes
+    """They, as part of a serialized Receipt."""
+
+
+NOTHING_HELD = Held((), b"")
 
 
 class LayerMissing(Exception):  # noqa: N818 - a state of the world
@@ -59,8 +72,8 @@ class Layers:
         """True if the layer holds in every process that told of it, and one did."""
         return name in self._known and self._known[name].active
 
-    def of_child(self, reported: Iterable[control_pb2.IsolationLayer]) -> tuple[str, ...]:
-        """Take what a child told and return the names of all layers that hold for it.
+    def of_child(self, reported: Iterable[control_pb2.IsolationLayer]) -> Held:
+        """Take what a child told and return the layers that hold for it.
 
         Raises `LayerMissing` if it lacks one that is required.
         """
@@ -71,7 +84,8 @@ class Layers:
             if known is None or known.active:
                 self._known[name] = layer
         _check(own, self._required & isolation.OF_CHILD)
-        return (*self._active, *(name for name, layer in own.items() if layer.active))
+        names = (*self._active, *(name for name, layer in own.items() if layer.active))
+        return Held(names, sandbox_pb2.Receipt(isolation_layers=names).SerializeToString())
 
     def refuted(self, names: Iterable[str]) -> list[str]:
         """Those of the names that no child of this zygote can be expected to have."""

@@ -1,8 +1,8 @@
 """A runner's life as one table.
 
-Every change of a runner's state goes through `advance`. An event that the table does not list for
-the current state raises `IllegalTransition` and changes nothing, so that a confused caller or a
-lying runner cannot move a runner into a state that it never reached.
+Every change of a runner's state is a look-up in `TRANSITIONS`. An event that the table does not
+list for the current state raises `IllegalTransition` and changes nothing, so that a confused caller
+or a lying runner cannot move a runner into a state that it never reached.
 
 `diagram()` renders the table; docs/architecture.md holds its output and a test compares the two.
 """
@@ -10,9 +10,16 @@ lying runner cannot move a runner into a state that it never reached.
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 
-class State(enum.Enum):
+class _Member(enum.Enum):
+    """A member by identity. The hash of `enum.Enum` is written in Python, and every call hashes."""
+
+    __hash__ = object.__hash__
+
+
+class State(_Member):
     """Where a runner is in its life."""
 
     STARTING = "starting"
@@ -33,7 +40,7 @@ class State(enum.Enum):
     """Reaped. Final."""
 
 
-class Event(enum.Enum):
+class Event(_Member):
     """What can happen to a runner."""
 
     READY = "ready"
@@ -54,24 +61,6 @@ class Event(enum.Enum):
     """The kernel confirmed that it is gone."""
 
 
-TRANSITIONS: dict[tuple[State, Event], State] = {
-    (State.STARTING, Event.READY): State.SPARE,
-    (State.STARTING, Event.KILL): State.DYING,
-    (State.SPARE, Event.BIND): State.BINDING,
-    (State.SPARE, Event.KILL): State.DYING,
-    (State.BINDING, Event.BOUND): State.BUSY,
-    (State.BINDING, Event.STOP): State.STOPPING,
-    (State.BINDING, Event.KILL): State.DYING,
-    (State.IDLE, Event.EXECUTE): State.BUSY,
-    (State.IDLE, Event.KILL): State.DYING,
-    (State.BUSY, Event.ANSWERED): State.IDLE,
-    (State.BUSY, Event.STOP): State.STOPPING,
-    (State.BUSY, Event.KILL): State.DYING,
-    (State.STOPPING, Event.KILL): State.DYING,
-    (State.DYING, Event.EXITED): State.DEAD,
-}
-
-
 class IllegalTransition(Exception):  # noqa: N818 - names the event, as the table does
     """An event that a runner in this state cannot have; nothing was changed.
 
@@ -84,12 +73,34 @@ class IllegalTransition(Exception):  # noqa: N818 - names the event, as the tabl
         self.event = event
 
 
+class _Table(dict[tuple[State, Event], State]):
+    def __missing__(self, step: tuple[State, Event]) -> State:
+        raise IllegalTransition(*step)
+
+
+TRANSITIONS: Final = _Table(
+    {
+        (State.STARTING, Event.READY): State.SPARE,
+        (State.STARTING, Event.KILL): State.DYING,
+        (State.SPARE, Event.BIND): State.BINDING,
+        (State.SPARE, Event.KILL): State.DYING,
+        (State.BINDING, Event.BOUND): State.BUSY,
+        (State.BINDING, Event.STOP): State.STOPPING,
+        (State.BINDING, Event.KILL): State.DYING,
+        (State.IDLE, Event.EXECUTE): State.BUSY,
+        (State.IDLE, Event.KILL): State.DYING,
+        (State.BUSY, Event.ANSWERED): State.IDLE,
+        (State.BUSY, Event.STOP): State.STOPPING,
+        (State.BUSY, Event.KILL): State.DYING,
+        (State.STOPPING, Event.KILL): State.DYING,
+        (State.DYING, Event.EXITED): State.DEAD,
+    }
+)
+
+
 def advance(state: State, event: Event) -> State:
     """Return the state after `event`; raise `IllegalTransition` if there is none."""
-    try:
-        return TRANSITIONS[state, event]
-    except KeyError:
-        raise IllegalTransition(state, event) from None
+    return TRANSITIONS[state, event]
 
 
 def diagram() -> str:

@@ -8,6 +8,9 @@ modules or tenants.
 The queue is first come, first served, with one exception: a runner that becomes free serves the
 first waiter for its own key, because anything else would cost a process. The exception is bounded:
 after `MAX_OVERTAKEN` such turns the first in line is served whatever it costs.
+
+Before a call takes another process of its module, or joins the queue, it may wait a moment for one
+that is at work: see sharing.py.
 """
 
 from __future__ import annotations
@@ -22,10 +25,13 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 
 from sandboxd.supervisor import faults
+from sandboxd.supervisor.alarms import Alarms
 from sandboxd.supervisor.keys import Key
 from sandboxd.supervisor.lifecycle import State
+from sandboxd.supervisor.line import Line, Waiter
 from sandboxd.supervisor.outbox import Outbox
 from sandboxd.supervisor.runner import Runner
+from sandboxd.supervisor.sharing import Module, Patience
 from sandboxd.supervisor.zygote import ChildLimits, Zygote
 from sandboxd.wire.v1 import control_pb2
 
@@ -36,6 +42,8 @@ MAX_OVERTAKEN = 16
 # started together do not all end together.
 JITTER = 0.2
 SWEEP_INTERVAL_S = 5.0
+# How long the fork of a spare waits while others are left: longer than a first call usually takes.
+PROVISION_DELAY_S = 0.005
 # A runner that cannot even start is not asked for again at once.
 START_FAILURE_PAUSE_S = 0.5
 # Locking down takes milliseconds. A runner that is not ready by then is stopped or broken.
@@ -62,20 +70,10 @@ class PoolConfig:
     """The largest output limit of a call: sizes the outbox."""
     limits: ChildLimits
     """Resource limits of a runner."""
-
-
-class QueueDeadline(Exception):  # noqa: N818 - an outcome of waiting
-    """The deadline passed while the call waited for a runner."""
-
-
-class _Waiter:
-    __slots__ = ("fresh", "future", "key", "overtaken")
-
-    def __init__(self, key: Key, fresh: bool, future: asyncio.Future[Runner]) -> None:
-        self.key = key
-        self.fresh = fresh
-        self.future = future
-        self.overtaken = 0
+    busy_per_module: int = 2
+    """Calls of one module at work from which on the next one waits for one of them."""
+    patience_s: float = 0.0
+    """How long it does, at most."""
 
 
 class Pool:
@@ -88,18 +86,19 @@ class Pool:
         self._proof: asyncio.Future[str] | None = None
         self.started_total = 0
         self.ended_total = 0
-        self.refused_total = 0
         self._loop = asyncio.get_running_loop()
         self._all: set[Runner] = set()
         self._start_timers: dict[Runner, asyncio.TimerHandle] = {}
         self._alive = 0
         self._starting = 0
         self._spares: deque[Runner] = deque()
-        self._idle: dict[Key, list[Runner]] = {}
+        self._modules: dict[Key, Module] = {}
         self._idle_order: OrderedDict[Runner, None] = OrderedDict()
-        self._waiters: OrderedDict[_Waiter, None] = OrderedDict()
-        self._waiters_by_key: dict[Key, OrderedDict[_Waiter, None]] = {}
+        self._line = Line(config.queue_capacity)
+        self._patience = Patience(config.busy_per_module, config.patience_s, self._go_on)
+        self._alarms = Alarms()
         self._paused_until = 0.0
+        self._provision_due = False
         self._closed = False
         self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
 
@@ -113,7 +112,12 @@ class Pool:
     @property
     def queue_depth(self) -> int:
         """Calls that wait for a runner."""
-        return len(self._waiters)
+        return len(self._line) + sum(1 for _ in self._patience)
+
+    @property
+    def refused_total(self) -> int:
+        """Calls that found the queue full."""
+        return self._line.refused_total
 
     def use_zygote(self, zygote: Zygote | None, processes: int) -> None:
         """Fork from this zygote from now on; None while there is none.
@@ -141,37 +145,75 @@ class Pool:
     # --- leasing --------------------------------------------------------------------------------
 
     def acquire_nowait(self, key: Key, fresh: bool) -> Runner | None:
-        """Return a runner for `key` if one is free right now: idle and bound to it, or a spare."""
-        if not fresh:
-            bound = self._idle.get(key)
-            if bound:
-                runner = bound.pop()
-                if not bound:
-                    del self._idle[key]
-                del self._idle_order[runner]
-                return runner
-        if self._spares:
-            runner = self._spares.popleft()
-            # Forking the replacement can wait until this call is on its way.
+        """Return a runner for `key` if one is free right now: idle and bound to it, or a spare.
+
+        None as well if it is better to wait for one that is at work.
+        """
+        if fresh:
+            return self._take_spare()
+        module = self._modules.get(key)
+        if module is None:
+            runner = self._take_spare()
+            return runner and self._lease(runner, key)
+        if self._patience.advises_to_wait(module):
+            return None
+        if not module.idle:
+            runner = self._take_spare()
+            return runner and self._lease(runner, key)
+        runner = module.idle.pop()
+        del self._idle_order[runner]
+        module.busy += 1
+        runner.leased_to = key
+        return runner
+
+    def _take_idle(self, module: Module) -> Runner | None:
+        if not module.idle:
+            return None
+        runner = module.idle.pop()
+        del self._idle_order[runner]
+        return runner
+
+    def _take_spare(self) -> Runner | None:
+        if not self._spares:
+            return None
+        runner = self._spares.popleft()
+        if not self._spares:
             self._loop.call_soon(self.provision)
-            return runner
-        return None
+        elif not self._provision_due:
+            # Forking the replacement costs milliseconds of a processor that this call needs.
+            self._provision_due = True
+            self._loop.call_later(PROVISION_DELAY_S, self._provision_late)
+        return runner
+
+    def _provision_late(self) -> None:
+        self._provision_due = False
+        self.provision()
+
+    def _lease(self, runner: Runner, key: Key) -> Runner:
+        """Count a runner as at work for a key, until it is released."""
+        self._module(key).busy += 1
+        runner.leased_to = key
+        return runner
+
+    def _module(self, key: Key) -> Module:
+        module = self._modules.get(key)
+        if module is None:
+            module = self._modules[key] = Module()
+        return module
 
     async def acquire(self, key: Key, fresh: bool, deadline_at: float) -> Runner:
         """Wait for a runner. Raises `QueueDeadline`, `faults.QueueFull`, `faults.ShuttingDown`."""
         if self._closed:
             raise faults.ShuttingDown("the daemon is stopping", retry_after_s=1.0)
-        if len(self._waiters) >= self.config.queue_capacity:
-            self.refused_total += 1
-            raise faults.QueueFull(
-                f"{len(self._waiters)} calls are waiting already; retry later", retry_after_s=0.5
-            )
-        waiter = _Waiter(key, fresh, self._loop.create_future())
-        self._waiters[waiter] = None
-        self._waiters_by_key.setdefault(key, OrderedDict())[waiter] = None
-        timer = self._loop.call_at(deadline_at, self._expire, waiter)
-        try:
+        waiter = Waiter(key, fresh, self._loop.create_future())
+        module = None if fresh else self._modules.get(key)
+        if module is not None and self._patience.advises_to_wait(module):
+            self._patience.wait(waiter, module)
+        else:
+            self._line.join(waiter)
             self.provision()
+        alarm = self._alarms.set(deadline_at, waiter.expire)
+        try:
             return await waiter.future
         except asyncio.CancelledError:
             future = waiter.future
@@ -180,81 +222,94 @@ class Pool:
                 self.release(future.result(), reusable=True)
             raise
         finally:
-            timer.cancel()
-            self._forget(waiter)
+            self._alarms.cancel(alarm)
+            self._line.leave(waiter)
 
-    def _expire(self, waiter: _Waiter) -> None:
-        if not waiter.future.done():
-            waiter.future.set_exception(QueueDeadline())
-
-    def _forget(self, waiter: _Waiter) -> None:
-        if self._waiters.pop(waiter, _ABSENT) is _ABSENT:
+    def _go_on(self, waiter: Waiter, module: Module) -> None:
+        """Do for a call that waited in vain what is done for others at once."""
+        runner = self._take_idle(module) or self._take_spare()
+        if runner is not None:
+            self._serve(waiter, runner)
             return
-        same_key = self._waiters_by_key[waiter.key]
-        del same_key[waiter]
-        if not same_key:
-            del self._waiters_by_key[waiter.key]
+        self._forget_module(waiter.key, module)
+        try:
+            self._line.join(waiter)
+        except faults.QueueFull as fault:
+            waiter.future.set_exception(fault)
+        self.provision()
 
-    def _serve(self, waiter: _Waiter, runner: Runner) -> None:
-        self._forget(waiter)
+    def _hurry(self, module: Module) -> None:
+        """One at work has ended for good: let one go on that waited for it."""
+        waiter = module.next_patient()
+        if waiter is not None:
+            self._go_on(waiter, module)
+
+    def _forget_module(self, key: Key, module: Module) -> None:
+        if module.unused:
+            self._modules.pop(key, None)
+
+    def _serve(self, waiter: Waiter, runner: Runner) -> None:
+        self._line.leave(waiter)
+        if not waiter.fresh:
+            self._lease(runner, waiter.key)
         waiter.future.set_result(runner)
-
-    def _first_waiter(self) -> _Waiter | None:
-        while self._waiters:
-            waiter = next(iter(self._waiters))
-            if not waiter.future.done():
-                return waiter
-            self._forget(waiter)
-        return None
 
     def release(self, runner: Runner, reusable: bool) -> None:
         """Take a runner back after a call. One that is not reusable, or is due, is killed.
 
         A runner that was acquired and never used may come back, too.
         """
+        key = runner.leased_to
+        module = None
+        if key is not None:
+            runner.leased_to = None
+            module = self._modules[key]
+            module.busy -= 1
+        if (
+            reusable
+            and runner.state is State.IDLE
+            and runner.executions < runner.retire_after_executions
+            and runner.idle_since < runner.retire_at
+            and not self._closed
+        ):
+            self._hand_on(runner, module)
+            return
         if runner.state is State.SPARE:
             self._place_spare(runner)
-            return
-        now = self._loop.time()
-        if (
-            not reusable
-            or self._closed
-            or runner.state is not State.IDLE
-            or runner.executions >= runner.retire_after_executions
-            or now >= runner.retire_at
-        ):
-            self.retire(runner)
-            return
-        assert runner.key is not None
-        if not self._waiters:
-            self._place_idle(runner, runner.key)
         else:
-            self._hand_on(runner, runner.key)
+            self.retire(runner)
+        if module is not None and key is not None:
+            self._hurry(module)
+            self._forget_module(key, module)
 
-    def _place_idle(self, runner: Runner, key: Key) -> None:
-        self._idle.setdefault(key, []).append(runner)
+    def _place_idle(self, runner: Runner, module: Module) -> None:
+        module.idle.append(runner)
         self._idle_order[runner] = None
 
-    def _hand_on(self, runner: Runner, key: Key) -> None:
-        first = self._first_waiter()
-        if first is None:
-            self._place_idle(runner, key)
+    def _hand_on(self, runner: Runner, module: Module | None) -> None:
+        """Give a runner that became free to whom it is due; else it is idle."""
+        assert runner.key is not None
+        if module is None:
+            module = self._module(runner.key)
+        if not (self._line or module.patient):
+            self._place_idle(runner, module)
             return
-        match = self._first_match(key)
-        if match is not None and (match is first or first.overtaken < MAX_OVERTAKEN):
+        first = self._line.first()
+        match: Waiter | None = None
+        if first is None or first.overtaken < MAX_OVERTAKEN:
+            match = module.next_patient()
+        if match is None and first is not None:
+            match = self._line.first_for(runner.key)
+            if match is not first and first.overtaken >= MAX_OVERTAKEN:
+                match = None
+        if match is None:
+            self._place_idle(runner, module)
+            if first is not None:
+                self.provision()
+            return
+        if first is not None:
             first.overtaken += match is not first
-            self._serve(match, runner)
-            return
-        self._place_idle(runner, key)
-        self.provision()
-
-    def _first_match(self, key: Key) -> _Waiter | None:
-        for waiter in self._waiters_by_key.get(key, ()):
-            if not waiter.future.done():
-                # A call that wants a fresh process never takes a used one, nor do those behind it
-                # overtake it for longer than anybody else.
-                return None if waiter.fresh else waiter
-        return None
+        self._serve(match, runner)
 
     def retire(self, runner: Runner) -> None:
         """Kill a runner, wherever it is, and make up for it."""
@@ -267,10 +322,9 @@ class Pool:
         if runner in self._idle_order:
             assert runner.key is not None
             del self._idle_order[runner]
-            bound = self._idle[runner.key]
-            bound.remove(runner)
-            if not bound:
-                del self._idle[runner.key]
+            module = self._modules[runner.key]
+            module.idle.remove(runner)
+            self._forget_module(runner.key, module)
         else:
             with contextlib.suppress(ValueError):
                 self._spares.remove(runner)
@@ -281,7 +335,7 @@ class Pool:
         """Ask for as many runners as spares and waiters need and the capacity allows."""
         if self._closed or self._zygote is None or self._loop.time() < self._paused_until:
             return
-        wanted = max(self.config.spares, len(self._waiters)) - len(self._spares) - self._starting
+        wanted = max(self.config.spares, len(self._line)) - len(self._spares) - self._starting
         while wanted > 0 and self._zygote.has_slot:
             if self._alive >= self.config.capacity and not self._evict():
                 return
@@ -355,7 +409,7 @@ class Pool:
         self._place_spare(runner)
 
     def _place_spare(self, runner: Runner) -> None:
-        first = self._first_waiter()
+        first = self._line.first()
         if first is not None:
             self._serve(first, runner)
             # It was wanted as a spare, too: make up for it once all who wait are served.
@@ -389,6 +443,10 @@ class Pool:
             if now - runner.idle_since < self.config.idle_timeout_s:
                 break
             self.retire(runner)
+        for runner in [*self._idle_order]:
+            if not runner.rested(runner.child.cpu_time_ns()):
+                log.warning("a runner of %s computed without a call; killing it", runner.key)
+                self.retire(runner)
         while self._spares and now >= self._spares[0].retire_at:
             self.retire(self._spares[0])
         self.provision()
@@ -396,24 +454,23 @@ class Pool:
 
     def fail_waiters(self, fault: faults.Fault) -> None:
         """Refuse every call that waits."""
-        for waiter in list(self._waiters):
-            if not waiter.future.done():
+        for waiter in [*self._line, *self._patience]:
+            if waiter.waits:
                 waiter.future.set_exception(fault)
-            self._forget(waiter)
+            self._line.leave(waiter)
 
     async def close(self) -> None:
         """Refuse those who wait, kill all runners and wait until they are reaped."""
         self._closed = True
         self._sweeper.cancel()
+        self._patience.close()
         self.fail_waiters(faults.ShuttingDown("the daemon is stopping", retry_after_s=1.0))
         for runner in list(self._all):
             runner.kill()
         for runner in list(self._all):
             await runner.wait_dead()
+        self._alarms.close()
 
 
 def _jitter() -> float:
     return 1.0 - random.random() * JITTER  # noqa: S311 - spreads load, guards nothing
-
-
-_ABSENT = object()

@@ -6,6 +6,8 @@ Every refusal is a typed fault that names the field. What fits the message but n
 
 from __future__ import annotations
 
+from typing import Literal
+
 from sandboxd.supervisor import faults
 from sandboxd.supervisor.artifacts import ModuleInfo
 from sandboxd.supervisor.keys import is_digest
@@ -16,6 +18,8 @@ MAX_NAME_BYTES = 1024
 # The engine refuses functions with more parameters.
 MAX_ARGUMENTS = 1000
 WASM_MAGIC = b"\0asm"
+Kind = Literal["typed", "bytes", "wasi"]
+"""The field of ExecuteRequest that says what to call."""
 # More than this is refused before any guest sees it; a shell's limit is of the same size.
 MAX_WASI_ARGUMENTS = 4096
 
@@ -35,6 +39,7 @@ _NAMES: dict[int, str] = {
     call_pb2.VALUE_TYPE_EXTERNREF: "externref",
 }
 _NUMBERS = frozenset(_KINDS.values())
+_POLICIES = frozenset(sandbox_pb2.ProcessPolicy.values())
 _I32 = call_pb2.VALUE_TYPE_I32
 _I64 = call_pb2.VALUE_TYPE_I64
 _RESULTS_OF_CONVENTION = {
@@ -46,8 +51,11 @@ _RESULTS_OF_CONVENTION = {
 }
 
 
-def check(request: sandbox_pb2.ExecuteRequest) -> None:
-    """Raise `faults.InvalidRequest` (or `InvalidModule`) if the request is malformed."""
+def check(request: sandbox_pb2.ExecuteRequest) -> Kind:
+    """Return what kind of call it is.
+
+    Raises `faults.InvalidRequest` (or `InvalidModule`) if the request is malformed.
+    """
     match request.WhichOneof("module"):
         case "digest":
             check_digest(request.digest, "digest")
@@ -55,17 +63,19 @@ def check(request: sandbox_pb2.ExecuteRequest) -> None:
             check_magic(request.wasm[:8])
         case _:
             raise faults.InvalidRequest("set digest or wasm: the module to run", field="module")
-    match request.WhichOneof("call"):
-        case "typed":
-            _check_typed(request.typed)
+    kind = request.WhichOneof("call")
+    match kind:
         case "bytes":
             _check_bytes(request.bytes)
+        case "typed":
+            _check_typed(request.typed)
         case "wasi":
             _check_wasi(request.wasi)
         case _:
             raise faults.InvalidRequest("set typed, bytes or wasi: what to call", field="call")
-    if request.process not in sandbox_pb2.ProcessPolicy.values():
+    if request.process not in _POLICIES:
         raise faults.InvalidRequest(f"no process policy {request.process}", field="process")
+    return kind
 
 
 def check_digest(digest: str, field: str) -> None:
@@ -135,7 +145,7 @@ def _check_bytes(call: call_pb2.BytesCall) -> None:
 def _check_export_name(name: str, field: str) -> None:
     if not name:
         raise faults.InvalidRequest("name the exported function to call", field=field)
-    if len(name.encode()) > MAX_NAME_BYTES:
+    if len(name) > MAX_NAME_BYTES or len(name.encode()) > MAX_NAME_BYTES:
         raise faults.InvalidRequest(f"a name has at most {MAX_NAME_BYTES} bytes", field=field)
 
 
@@ -164,12 +174,12 @@ def _check_wasi(call: call_pb2.WasiCommand) -> None:
 # --- against the module -----------------------------------------------------------------------
 
 
-def check_fits(request: sandbox_pb2.ExecuteRequest, info: ModuleInfo) -> None:
+def check_fits(request: sandbox_pb2.ExecuteRequest, kind: Kind, info: ModuleInfo) -> None:
     """Raise `faults.ExportNotFound` or `ArgumentMismatch` if the module cannot be called so."""
-    if request.HasField("typed"):
-        _check_typed_fits(request.typed, info)
-    elif request.HasField("bytes"):
+    if kind == "bytes":
         _check_bytes_fits(request.bytes, info)
+    elif kind == "typed":
+        _check_typed_fits(request.typed, info)
     else:
         _require(info, "_start", (), ((),), "wasi")
         _require_memory(info, "wasi")
@@ -245,11 +255,11 @@ def _show(params: tuple[int, ...], results: tuple[int, ...]) -> str:
     return f"({left}) -> ({right})"
 
 
-def bytes_in(request: sandbox_pb2.ExecuteRequest) -> int:
+def bytes_in(request: sandbox_pb2.ExecuteRequest, kind: Kind) -> int:
     """Return the bytes of input that the guest will see: the receipt's `bytes_in`."""
-    if request.HasField("bytes"):
+    if kind == "bytes":
         return len(request.bytes.input)
-    if request.HasField("wasi"):
+    if kind == "wasi":
         wasi = request.wasi
         return (
             len(wasi.stdin)

@@ -19,8 +19,8 @@ from sandboxd.supervisor import frames
 from sandboxd.supervisor.artifacts import Artifact
 from sandboxd.supervisor.child import Child, ExitStatus
 from sandboxd.supervisor.keys import Key
-from sandboxd.supervisor.layers import LayerMissing, Layers
-from sandboxd.supervisor.lifecycle import Event, State, advance
+from sandboxd.supervisor.layers import NOTHING_HELD, LayerMissing, Layers
+from sandboxd.supervisor.lifecycle import TRANSITIONS, Event, State
 from sandboxd.supervisor.outbox import Outbox
 from sandboxd.supervisor.text import for_people
 from sandboxd.v1 import call_pb2
@@ -39,8 +39,13 @@ MAX_REPLY_FIELDS = 2 * MAX_RESULTS
 _REPLY_LEVELS = 3
 _UNCOUNTED_BYTES = 4096
 # A process that ends closes its socket a moment before the kernel tells of its end. One that lives
-# on for this long has closed it on purpose.
+# on for this long has closed it on purpose, or the kernel is busy with what it leaves: memory files
+# that only a mapping holds go last.
 _HANGUP_PATIENCE_S = 0.2
+
+# CPU time that a process may use while it has no call. An honest one drops the last instance and
+# prepares the next; to give a gigabyte back takes 0.15 s.
+MAX_IDLE_CPU_NS = 500_000_000
 
 # Reasons for which a runner cannot be bound that neither it nor its guest is to blame for.
 _NO_BREACH = frozenset({runner_pb2.BIND_FAILURE_MEMORY, runner_pb2.BIND_FAILURE_SHORTAGE})
@@ -100,15 +105,19 @@ class Runner:
         self.retire_at = 0.0
         self.idle_since = 0.0
         self.bound_at = 0.0
+        self.leased_to: Key | None = None
+        self._idle_cpu_ns = 0
         self.breach = ""
-        self.layers: tuple[str, ...] = ()
+        self.layers = NOTHING_HELD
+        self._hung_up = False
         self._bind_failure = runner_pb2.BIND_FAILURE_UNSPECIFIED
         self._interrupt_fd = interrupt_fd
         self._zygote_layers = zygote_layers
         self._on_ready = on_ready
         self._on_kill = on_kill
         self._on_dead = on_dead
-        self._state = State.STARTING
+        # Where it is in its life. Nobody but `_advance` sets it.
+        self.state = State.STARTING
         self._loop = asyncio.get_running_loop()
         self._answer: asyncio.Future[Answer] | None = None
         # The answer, whoever waits for it: a cancelled future cannot take it.
@@ -124,39 +133,34 @@ class Runner:
         child.gone.add_done_callback(lambda _: self._on_gone())
 
     @property
-    def state(self) -> State:
-        """Where it is in its life."""
-        return self._state
-
-    @property
     def is_running(self) -> bool:
         """True while it works on a call that nobody has stopped yet."""
-        return self._state in (State.BINDING, State.BUSY)
+        return self.state in (State.BINDING, State.BUSY)
 
     def _advance(self, event: Event) -> None:
-        self._state = advance(self._state, event)
+        self.state = TRANSITIONS[self.state, event]
 
     # --- what the pool and a call do with it -----------------------------------------------------
 
     def begin(self, job: bytes, key: Key, artifact: Artifact | None) -> asyncio.Future[Answer]:
-        """Hand it a call, as a serialized RunnerCommand, and return the future of its answer.
+        """Hand it a call, as the frame of a RunnerCommand, and return the future of its answer.
 
         A spare needs `artifact`, is bound to `key` first, and the call follows in the same write.
         """
         self._answer = self._loop.create_future()
         self.executions += 1
-        if self._state is State.SPARE:
+        if self.state is State.SPARE:
             assert artifact is not None
             bind = runner_pb2.Bind(artifact_size_bytes=artifact.size_bytes, fuel=key.fuel)
             command = runner_pb2.RunnerCommand(bind=bind).SerializeToString()
             self._advance(Event.BIND)
             self._binding = True
             self.key = key
-            self.child.send(frames.encode(command) + frames.encode(job), artifact.fd)
+            self.child.send(frames.encode(command) + job, artifact.fd)
         else:
             assert self.key == key, "a runner serves one module for life"
             self._advance(Event.EXECUTE)
-            self.child.send(frames.encode(job))
+            self.child.send(job)
         return self._answer
 
     def renew_answer(self) -> asyncio.Future[Answer]:
@@ -166,11 +170,23 @@ class Runner:
             self._answer.set_result(self._given)
         return self._answer
 
-    def finish(self) -> None:
-        """The call was answered cleanly; the runner is free for the next one of its module."""
+    def finish(self, now: float, cpu_time_ns: int) -> None:
+        """The call was answered cleanly; the runner is free for the next one of its module.
+
+        `now` is the time of the event loop's clock, `cpu_time_ns` what the process has used so far.
+        """
         self._advance(Event.ANSWERED)
         self._answer = self._given = None
-        self.idle_since = self._loop.time()
+        self.idle_since = now
+        self._idle_cpu_ns = cpu_time_ns
+
+    def rested(self, cpu_time_ns: int) -> bool:
+        """Return False if it went on computing after its last answer, beyond tidying up.
+
+        `cpu_time_ns` is what the process has used so far. A runner that has no call yet, or has
+        one, has rested.
+        """
+        return not self._idle_cpu_ns or cpu_time_ns - self._idle_cpu_ns <= MAX_IDLE_CPU_NS
 
     def interrupt(self) -> None:
         """Ask it to stop its call: its interrupt thread bumps the engine's epoch."""
@@ -180,9 +196,9 @@ class Runner:
 
     def kill(self) -> None:
         """Kill it for certain; idempotent."""
-        if self._state in (State.DYING, State.DEAD):
+        if self.state in (State.DYING, State.DEAD):
             return
-        previous = self._state
+        previous = self.state
         self._advance(Event.KILL)
         self.child.kill()
         self.child.deafen()
@@ -200,13 +216,13 @@ class Runner:
         try:
             for payload in self._reader.feed(data):
                 self._dispatch(payload)
-                if self._state is State.DYING:
+                if self.state is State.DYING:
                     return
         except (frames.FrameBreach, DecodeError) as error:
             self._breached(str(error) or "the frame is not a message")
             return
-        if self._reader.pending_bytes and not _ALLOWED[self._state]:
-            self._breached(f"part of a message while {self._state.value}")
+        if self._reader.pending_bytes and not _ALLOWED[self.state]:
+            self._breached(f"part of a message while {self.state.value}")
 
     def _dispatch(self, payload: bytes) -> None:
         if len(payload) > _UNCOUNTED_BYTES and frames.more_fields_than(
@@ -216,8 +232,8 @@ class Runner:
             return
         reply = runner_pb2.RunnerReply.FromString(payload)
         kind = reply.WhichOneof("reply")
-        if kind not in _ALLOWED[self._state]:
-            self._breached(f"message {kind} while {self._state.value}")
+        if kind not in _ALLOWED[self.state]:
+            self._breached(f"message {kind} while {self.state.value}")
             return
         match kind:
             case "result":
@@ -250,8 +266,9 @@ class Runner:
 
     def _give(self, given: Answer) -> None:
         self._given = given
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(given)
+        answer = self._answer
+        if answer is not None and not answer.done():
+            answer.set_result(given)
 
     def _bound(self, bound: runner_pb2.Bound) -> None:
         if not self._binding:
@@ -272,16 +289,16 @@ class Runner:
             self._breached(f"after loading, {', '.join(sorted(missing))} does not hold")
             return
         self.bound_at = self._loop.time()
-        if self._state is State.BINDING:
+        if self.state is State.BINDING:
             self._advance(Event.BOUND)
 
     def _maybe_ready(self) -> None:
-        if self._ready_seen and self.child.pid and self._state is State.STARTING:
+        if self._ready_seen and self.child.pid and self.state is State.STARTING:
             self._advance(Event.READY)
             self._on_ready(self)
 
     def _breached(self, breach: str) -> None:
-        if self._state in (State.DYING, State.DEAD):
+        if self.state in (State.DYING, State.DEAD):
             return
         self.breach = for_people(breach)
         self.kill()
@@ -292,19 +309,22 @@ class Runner:
         self.kill()
 
     def _on_hangup(self) -> None:
-        if self._state in (State.STARTING, State.SPARE, State.IDLE):
+        if self.state in (State.STARTING, State.SPARE, State.IDLE):
             self.kill()
-        elif self._state not in (State.DYING, State.DEAD) and not self.child.gone.done():
+        elif self.state not in (State.DYING, State.DEAD) and not self.child.gone.done():
             # A process that ends closes its socket a moment before it is gone. One that lives on
             # has hung up on us.
             self._loop.call_later(_HANGUP_PATIENCE_S, self._check_gone)
 
     def _check_gone(self) -> None:
-        if not self.child.gone.done() and self._state not in (State.DYING, State.DEAD):
-            self._breached("it closed its socket")
+        if not self.child.gone.done() and self.state not in (State.DYING, State.DEAD):
+            self._hung_up = True
+            self.kill()
 
     async def _bury(self) -> None:
         exit_status = await self.child.wait_exit()
+        if self._hung_up and exit_status.may_be_our_kill:
+            self.breach = "it closed its socket"
         self._advance(Event.EXITED)
         if self._given is None:
             self._give(Death(exit_status, self.breach, self._bind_failure))
@@ -316,10 +336,11 @@ class Runner:
 def _implausible(result: runner_pb2.Result) -> str:  # noqa: PLR0911 - one for each outcome
     """Say what no honest runner can have put into a result; "" if there is nothing."""
     match result.WhichOneof("outcome"):
+        case "completed":
+            if len(result.completed.results) > MAX_RESULTS:
+                return f"a result of {len(result.completed.results)} numbers"
         case None:
             return "a result without an outcome"
-        case "completed" if len(result.completed.results) > MAX_RESULTS:
-            return f"a result of {len(result.completed.results)} numbers"
         case "trapped":
             if result.trapped.code not in call_pb2.TrapCode.values():
                 return f"a trap code {result.trapped.code}"

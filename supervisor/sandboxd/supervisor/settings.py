@@ -135,6 +135,9 @@ class Settings:
     max_runners: int = _option(32, "Most runner processes at once.", COUNT)
     spare_runners: int = _option(4, "Runner processes kept ready ahead of need.", click.IntRange(0))
     queue_capacity: int = _option(1024, "Most calls that may wait for a runner.", COUNT)
+    queue_bytes: int = _option(
+        256 * MIB, "Most memory that calls may hold while they wait for compiler or runner.", SIZE
+    )
     runner_max_executions: int = _option(1000, "Calls that a runner serves before it ends.", COUNT)
     runner_max_age: int = _option("1h", "Age at which a runner ends.", DURATION)
     runner_idle_timeout: int = _option("5m", "Idle time after which a runner ends.", DURATION)
@@ -184,9 +187,10 @@ class Settings:
     isolation: str = _option(
         "default",
         "Layers that must hold, or the daemon does not start. default: all that do not depend on "
-        "the host's administrator; strict: all but memfd-noexec (root only) and cgroup "
-        "(--cgroups=require); container: for a container that allows neither namespaces nor "
-        "Landlock. `sandboxctl doctor` lists the layers.",
+        "the host's administrator; strict: all but memfd-noexec (root only), cgroup "
+        "(--cgroups=require), no-ipc and no-passed-descriptors (Linux 6.16); container: for a "
+        "container that allows neither namespaces nor Landlock. `sandboxctl doctor` lists the "
+        "layers.",
         click.Choice(["default", "strict", "container"]),
     )
     require_layer: tuple[str, ...] = _option(

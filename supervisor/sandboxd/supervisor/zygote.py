@@ -8,6 +8,7 @@ namespace the kernel has killed every child with it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -33,6 +34,8 @@ START_TIMEOUT_S = 30.0
 # Forking takes milliseconds. A zygote that has not forked for this long is stopped or broken.
 SPAWN_TIMEOUT_S = 3.0
 REAP_TIMEOUT_S = 5.0
+# asm-generic/socket.h, since Linux 6.16: whether a unix socket takes descriptors.
+SO_PASSRIGHTS = 83
 
 
 class ZygoteFailed(StartError):  # noqa: N818 - a state of the world
@@ -46,6 +49,7 @@ class ChildLimits:
     data_bytes: int
     cpu_seconds: int
     file_size_bytes: int
+    shared_bytes: int
     processes: int
 
 
@@ -78,6 +82,11 @@ class Zygote:
     def alive(self) -> bool:
         """True from a successful `start` until it is lost or stopped."""
         return bool(self.engine_version) and self._control.is_open
+
+    @property
+    def _refuses_descriptors(self) -> bool:
+        """Whether the kernel can keep a child from sending descriptors."""
+        return self.layers.is_active("no-passed-descriptors")
 
     @property
     def has_slot(self) -> bool:
@@ -133,7 +142,7 @@ class Zygote:
         """
         if not self.has_slot:
             raise faults.ZygoteLost("no process can be started now; retry", retry_after_s=0.5)
-        ours, fds = _open_pair(passed)
+        ours, fds = _open_pair(passed, self._refuses_descriptors)
         # Nothing below fails: what was taken is given back when the child ends.
         uid = self._free_uids.popleft() if self._slots else 0
         child = Child(self._next_id, ours, uid)
@@ -147,6 +156,7 @@ class Zygote:
                 data_bytes=limits.data_bytes,
                 cpu_seconds=limits.cpu_seconds,
                 file_size_bytes=limits.file_size_bytes,
+                shared_bytes=limits.shared_bytes,
                 processes=limits.processes,
             ),
         )
@@ -234,12 +244,14 @@ class Zygote:
             return -signal.SIGKILL
 
 
-def _open_pair(passed: Sequence[int]) -> tuple[socket.socket, list[int]]:
+def _open_pair(passed: Sequence[int], refuse_descriptors: bool) -> tuple[socket.socket, list[int]]:
     """Return our end of a child's socket, and what goes to the child: its end and copies."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     fds = [theirs.detach()]
     try:
         ours.setblocking(False)
+        if refuse_descriptors:
+            _refuse_descriptors(ours)
         for fd in passed:
             fds.append(os.dup(fd))
     except OSError:
@@ -247,6 +259,13 @@ def _open_pair(passed: Sequence[int]) -> tuple[socket.socket, list[int]]:
         close_all(fds)
         raise
     return ours, fds
+
+
+def _refuse_descriptors(ours: socket.socket) -> None:
+    """Have the kernel refuse a descriptor that a child sends us. Raises OSError."""
+    ours.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+    if ours.getsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS) != 0:
+        raise OSError(errno.ENOPROTOOPT, "SO_PASSRIGHTS does not read 0")
 
 
 def _adopt(child: Child, pidfd: int) -> None:

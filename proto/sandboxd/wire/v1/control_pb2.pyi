@@ -214,14 +214,17 @@ class ChildLimits(_message.Message):
     CPU_SECONDS_FIELD_NUMBER: _builtins.int
     FILE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     PROCESSES_FIELD_NUMBER: _builtins.int
+    SHARED_BYTES_FIELD_NUMBER: _builtins.int
     data_bytes: _builtins.int
     """RLIMIT_DATA in bytes."""
     cpu_seconds: _builtins.int
     """RLIMIT_CPU in seconds, over the process's life."""
     file_size_bytes: _builtins.int
-    """RLIMIT_FSIZE in bytes."""
+    """RLIMIT_FSIZE in bytes; 0 for a child that writes no file."""
     processes: _builtins.int
     """RLIMIT_NPROC: processes and threads of the child's user."""
+    shared_bytes: _builtins.int
+    """Memory files that it writes to, mapped or not, in bytes: its cgroup counts them."""
     def __init__(
         self,
         *,
@@ -229,10 +232,11 @@ class ChildLimits(_message.Message):
         cpu_seconds: _builtins.int = ...,
         file_size_bytes: _builtins.int = ...,
         processes: _builtins.int = ...,
+        shared_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_seconds", b"cpu_seconds", "data_bytes", b"data_bytes", "file_size_bytes", b"file_size_bytes", "processes", b"processes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_seconds", b"cpu_seconds", "data_bytes", b"data_bytes", "file_size_bytes", b"file_size_bytes", "processes", b"processes", "shared_bytes", b"shared_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,6 +15,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from sandboxd.v1 import call_pb2 as _call_pb2
+from sandboxd.v1 import sandbox_pb2 as _sandbox_pb2
 from sandboxd.wire.v1 import control_pb2 as _control_pb2
 import builtins as _builtins
 import sys
@@ -93,9 +94,7 @@ class Execute(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    TYPED_FIELD_NUMBER: _builtins.int
-    BYTES_FIELD_NUMBER: _builtins.int
-    WASI_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     TABLE_ELEMENTS_FIELD_NUMBER: _builtins.int
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
@@ -109,40 +108,27 @@ class Execute(_message.Message):
     fuel: _builtins.int
     """Fuel; only for a runner that was bound with fuel metering."""
     @_builtins.property
-    def typed(self) -> _call_pb2.TypedCall:
-        """Call an export with numbers."""
-
-    @_builtins.property
-    def bytes(self) -> _call_pb2.BytesCall:
-        """Call an export with bytes."""
-
-    @_builtins.property
-    def wasi(self) -> _call_pb2.WasiCommand:
-        """Run a WASI command."""
+    def request(self) -> _sandbox_pb2.ExecuteRequest:
+        """What to do, as the client sent it: the supervisor passes the bytes on. Only
+        `call` matters here; a module that came with the request is left out.
+        """
 
     def __init__(
         self,
         *,
-        typed: _call_pb2.TypedCall | None = ...,
-        bytes: _call_pb2.BytesCall | None = ...,
-        wasi: _call_pb2.WasiCommand | None = ...,
+        request: _sandbox_pb2.ExecuteRequest | None = ...,
         memory_bytes: _builtins.int = ...,
         table_elements: _builtins.int = ...,
         output_bytes: _builtins.int = ...,
         fuel: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_fuel", b"_fuel", "bytes", b"bytes", "call", b"call", "fuel", b"fuel", "typed", b"typed", "wasi", b"wasi"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fuel", b"_fuel", "fuel", b"fuel", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fuel", b"_fuel", "bytes", b"bytes", "call", b"call", "fuel", b"fuel", "memory_bytes", b"memory_bytes", "output_bytes", b"output_bytes", "table_elements", b"table_elements", "typed", b"typed", "wasi", b"wasi"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fuel", b"_fuel", "fuel", b"fuel", "memory_bytes", b"memory_bytes", "output_bytes", b"output_bytes", "request", b"request", "table_elements", b"table_elements"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fuel: _TypeAlias = _typing.Literal["fuel"]  # noqa: Y015
     _WhichOneofArgType__fuel: _TypeAlias = _typing.Literal["_fuel", b"_fuel"]  # noqa: Y015
-    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["typed", "bytes", "wasi"]  # noqa: Y015
-    _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
-    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__fuel) -> _WhichOneofReturnType__fuel | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
 
 Global___Execute: _TypeAlias = Execute  # noqa: Y015
 

@@ -15,10 +15,12 @@ from typing import Final, Literal
 from sandboxd.runner.isolation import (
     cgroups,
     credentials,
+    ipc,
     kernel,
     lockdown,
     memfd,
     namespaces,
+    passing,
 )
 from sandboxd.runner.isolation.layers import (
     CGROUP,
@@ -28,7 +30,9 @@ from sandboxd.runner.isolation.layers import (
     MDWE,
     MEMFD_NOEXEC,
     NAMESPACES,
+    NO_IPC,
     NO_NEW_PRIVS,
+    NO_PASSED_DESCRIPTORS,
     REASONS,
     REMEDIES,
     SECCOMP,
@@ -37,10 +41,11 @@ from sandboxd.runner.isolation.layers import (
     IsolationError,
     LayerState,
 )
-from sandboxd.runner.isolation.policy import ChildPolicy
+from sandboxd.runner.isolation.policy import SOCKET_FD, ChildPolicy
 
-#: Who takes the layer: the zygote, for all children; each child; a runner after it has loaded.
-Taker = Literal["zygote", "child", "loaded runner"]
+#: Who takes the layer: the supervisor, on its end of each child's socket; the zygote, for all
+#: children; each child; a runner after it has loaded.
+Taker = Literal["supervisor", "zygote", "child", "loaded runner"]
 _PROBE_UID: Final = 65_533
 _MIB: Final = 1 << 20
 
@@ -75,7 +80,9 @@ class Layer:
         child = os.fork()
         if child == 0:
             os.close(reading)
-            _report(self, writing, parent, required)
+            # Where a runner has its socket: a sealed child can write nowhere else.
+            os.dup2(writing, SOCKET_FD)
+            _report(self, parent, required)
         os.close(writing)
         with open(reading, "rb") as pipe:
             text = pipe.read()
@@ -86,27 +93,27 @@ class Layer:
         return LayerState(*json.loads(text))
 
 
-def _report(layer: Layer, writing: int, parent: int, required: frozenset[str]) -> None:
+def _report(layer: Layer, parent: int, required: frozenset[str]) -> None:
     try:
         try:
-            state = layer.hold(_probe_policy(writing, parent, required))
+            state = layer.hold(_probe_policy(parent, required))
         except IsolationError as error:
             state = LayerState(error.layer, active=False, detail=error.cause)
         except OSError as error:
             state = LayerState(layer.name, active=False, detail=str(error))
-        os.write(writing, json.dumps([state.name, state.active, state.detail]).encode())
+        os.write(SOCKET_FD, json.dumps([state.name, state.active, state.detail]).encode())
     finally:
         os._exit(0)
 
 
-def _probe_policy(writing: int, parent: int, required: frozenset[str]) -> ChildPolicy:
+def _probe_policy(parent: int, required: frozenset[str]) -> ChildPolicy:
     return ChildPolicy(
         profile="runner",
-        keep_fds=frozenset({writing}),
+        keep_fds=frozenset({SOCKET_FD}),
         uid=_PROBE_UID if os.geteuid() == 0 else 0,
         data_bytes=256 * _MIB,
         cpu_seconds=10,
-        file_size_bytes=_MIB,
+        file_size_bytes=0,
         processes=1 << 22,
         parent_pid=parent,
         required=required & lockdown.LAYERS,
@@ -136,6 +143,10 @@ def _in_namespaces(hold: Callable[[bool], LayerState]) -> Callable[[ChildPolicy]
         return hold(False)
 
     return held
+
+
+def _hold_socket(_policy: ChildPolicy) -> LayerState:
+    return passing.hold()
 
 
 def _hold_capabilities(_policy: ChildPolicy) -> LayerState:
@@ -182,10 +193,14 @@ SEALING: Final = (
     Layer(MDWE, "loaded runner", _after_load(MDWE)),
     Layer(SECCOMP_SEALED, "loaded runner", _after_load(SECCOMP_SEALED)),
 )
+#: What the supervisor takes; its zygote tells it whether the kernel can.
+PASSING: Final = Layer(NO_PASSED_DESCRIPTORS, "supervisor", _hold_socket)
 #: All, in the order in which they are taken.
 LAYERS: Final = (
+    PASSING,
     Layer(DAEMON_NON_DUMPABLE, "zygote", _hold_memory),
     Layer(NAMESPACES, "zygote", _hold_namespaces),
+    Layer(NO_IPC, "zygote", _in_namespaces(ipc.forbidden)),
     Layer(MEMFD_NOEXEC, "zygote", _in_namespaces(memfd.refuse_executable)),
     Layer(EMPTY_ROOT, "zygote", _in_namespaces(namespaces.enter_empty_root)),
     Layer(ZYGOTE_CAPABILITIES, "zygote", _hold_capabilities),

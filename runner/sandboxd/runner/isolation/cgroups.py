@@ -87,12 +87,11 @@ def find_places() -> tuple[tuple[Place, ...], str]:
         useful = controllers & left
         if not useful:
             continue
-        base = _base(version, directory)
-        if (problem := _problem(base)) is not None:
+        if (problem := _problem(directory)) is not None:
             if useful & _NEEDED:
                 problems.append(f"{', '.join(sorted(useful & _NEEDED))}: {problem}")
             continue
-        places.append(Place(version, base, useful))
+        places.append(Place(version, directory, useful))
         left -= useful
     for controller in sorted(left & _NEEDED):
         if not any(controller in problem for problem in problems):
@@ -118,7 +117,8 @@ def _mounted(own: dict[str, str]) -> Iterator[tuple[int, frozenset[str], Path]]:
         if kind == "cgroup2" and "" in own:
             directory = _below(mount_point, root, own[""])
             if directory is not None:
-                yield 2, frozenset(_words(directory / "cgroup.controllers")), directory
+                base = _base(directory)
+                yield 2, frozenset(_words(base / "cgroup.controllers")), base
         elif kind == "cgroup":
             controllers = frozenset(options.split(",")) & own.keys()
             for controller in controllers:
@@ -143,9 +143,10 @@ def _words(path: Path) -> list[str]:
         return []
 
 
-def _base(version: int, directory: Path) -> Path:
+def _base(directory: Path) -> Path:
+    """The cgroup of v2 to divide, of whose controllers a leaf has none until it is divided."""
     # Another launcher of this daemon, or systemd's DelegateSubgroup=, was here before.
-    return directory.parent if version == 2 and directory.name == _LEAF else directory
+    return directory.parent if directory.name == _LEAF else directory
 
 
 def _problem(directory: Path) -> str | None:

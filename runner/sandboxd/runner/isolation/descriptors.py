@@ -1,4 +1,4 @@
-"""Closing every descriptor that a child was not given."""
+"""Closing every descriptor that a child was not given, and numbering those that it was."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import resource
 import struct
 from typing import Final
 
-from sandboxd.runner.isolation.policy import ChildPolicy
+from sandboxd.runner.isolation.policy import SOCKET_FD, ChildPolicy
 from sandboxd.runner.isolation.program import Call, Check, Work, call, pointer
 
 #: Descriptors below this number are checked one by one. close_range(2) closes those above as
@@ -28,19 +28,39 @@ _no_time, _NO_TIME = pointer(bytes(16))
 
 
 def close(policy: ChildPolicy) -> Work:
-    """Close every descriptor that is not kept, then occupy the standard streams among them.
+    """Close every descriptor that is not kept, then occupy the standard streams among them, and
+    give those that are moved their numbers.
 
-    Fails with EBADF if a descriptor to keep is not open.
+    Fails with EBADF if a descriptor to keep is not open, and raises ValueError if one that is
+    moved would take the number of one that stays.
     """
-    keep = sorted(policy.keep_fds)
+    if len(policy.open_fds) < len(policy.keep_fds) + len(policy.moved_fds):
+        raise ValueError("a descriptor that is moved takes the number of one that is kept")
+    keep = policy.keep_fds
     calls = [call("fcntl", fd, fcntl.F_GETFD, expected=(0, fcntl.FD_CLOEXEC)) for fd in keep]
-    first = 0
+    # Above all others first: a number to be taken may be that of another to be moved.
+    aside = max((*keep, *policy.moved_fds, *policy.open_fds), default=0) + 1
+    moves = list(enumerate(policy.moved_fds))
+    calls += [_move(fd, aside + at) for at, fd in moves]
+    calls += _close_all_but(sorted({*keep, *(aside + at for at, _ in moves)}))
+    calls += _occupy_standard_streams(keep)
+    calls += [_move(aside + at, SOCKET_FD + at) for at, _ in moves]
+    if moves:
+        calls.append(call("close_range", aside, _UINT_MAX))
+    return Work(tuple(calls))
+
+
+def _move(fd: int, number: int) -> Call:
+    return call("dup3", fd, number, os.O_CLOEXEC, expected=(number,))
+
+
+def _close_all_but(keep: list[int]) -> list[Call]:
+    calls, first = [], 0
     for fd in keep:
         if fd > first:
             calls.append(call("close_range", first, fd - 1))
         first = fd + 1
-    calls.append(call("close_range", first, _UINT_MAX))
-    return Work((*calls, *_occupy_standard_streams(policy.keep_fds)))
+    return [*calls, call("close_range", first, _UINT_MAX)]
 
 
 def _occupy_standard_streams(keep: frozenset[int]) -> list[Call]:
@@ -66,7 +86,7 @@ def verify(policy: ChildPolicy) -> Work:
     soft_limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # ppoll(2) takes no more entries than the limit allows descriptors.
     bound = _CHECKED if soft_limit == resource.RLIM_INFINITY else min(_CHECKED, soft_limit)
-    ours = policy.keep_fds.union(_STANDARD_STREAMS)
+    ours = policy.open_fds.union(_STANDARD_STREAMS)
     closed = [fd for fd in range(bound) if fd not in ours]
     asked = (_pollfd.pack(fd, 0, 0) if fd not in ours else _SKIPPED for fd in range(bound))
     answer = (_pollfd.pack(fd, 0, _POLLNVAL) if fd not in ours else _SKIPPED for fd in range(bound))
@@ -86,7 +106,7 @@ def verify(policy: ChildPolicy) -> Work:
             ),
         ),
         (Check(memoryview(buffer).cast("B"), b"".join(answer), _left_open),),
-        f"{len(policy.keep_fds)} kept, no other open below {bound}",
+        f"{len(policy.open_fds)} kept, no other open below {bound}",
         held=(buffer,),
     )
 

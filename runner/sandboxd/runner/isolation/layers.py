@@ -10,6 +10,8 @@ SESSION: Final = "session"
 CGROUP: Final = "cgroup"
 DAEMON_NON_DUMPABLE: Final = "daemon-non-dumpable"
 NAMESPACES: Final = "namespaces"
+NO_IPC: Final = "no-ipc"
+NO_PASSED_DESCRIPTORS: Final = "no-passed-descriptors"
 MEMFD_NOEXEC: Final = "memfd-noexec"
 EMPTY_ROOT: Final = "empty-root"
 ZYGOTE_CAPABILITIES: Final = "zygote-capabilities"
@@ -54,6 +56,8 @@ REASONS: Final = {
         "no process of their user can trace supervisor, launcher and zygote or read their memory"
     ),
     NAMESPACES: "no process, network, mount or IPC object of the host can be named",
+    NO_PASSED_DESCRIPTORS: "a child can send bytes to the supervisor, and no descriptor",
+    NO_IPC: "no shared memory or message queue outlives a child or escapes its limits",
     MEMFD_NOEXEC: "a memory file cannot be executed, so no code gets in as a program",
     EMPTY_ROOT: "there is no file to read, write or execute, and no user namespace to be made",
     ZYGOTE_CAPABILITIES: "whoever takes over the zygote gets three capabilities, not all of root's",
@@ -82,6 +86,11 @@ REMEDIES: Final = {
         "not pass --cgroups=off"
     ),
     DAEMON_NON_DUMPABLE: "needs prctl(PR_SET_DUMPABLE)",
+    NO_PASSED_DESCRIPTORS: "needs Linux 6.16 (SO_PASSRIGHTS)",
+    NO_IPC: (
+        "start with namespaces, and /proc/sys writable; an ordinary user needs Linux 5.19 and a "
+        "second level of user namespaces"
+    ),
     MEMFD_NOEXEC: "start as root, with namespaces, on Linux 6.3 or newer",
     ZYGOTE_CAPABILITIES: "start as root with CAP_SETPCAP, CAP_SETUID and CAP_SETGID",
     DESCRIPTORS: "pass only open descriptors in keep_fds; close_range(2) needs Linux 5.9",

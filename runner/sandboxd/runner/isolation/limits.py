@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from sandboxd.runner.isolation.policy import ChildPolicy
+from sandboxd.runner.isolation.policy import RESERVED_BYTES, ChildPolicy
 from sandboxd.runner.isolation.program import SCRATCH, Check, Work, call, pointer
 
-#: Descriptors that the engine may open beside those kept: one memory file per module image, an
-#: epoll, its duplicate and an eventfd of the WASI event loop.
-_ROOM_FOR_DESCRIPTORS: Final = 64
+#: Descriptors that are opened beside those kept: the artifact, then an epoll, its duplicate and an
+#: eventfd of the WASI event loop; and some that nobody knows of.
+_ROOM_FOR_DESCRIPTORS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,18 @@ class Limit:
     hard_margin: int = 0
 
 
-#: RLIMIT_AS is missing on purpose: the engine reserves more than 4 GiB of address space for a
-#: memory and commits it page by page, so a limit on addresses breaks every instantiation.
 LIMITS: Final = (
     Limit(
         "DATA",
         resource.RLIMIT_DATA,
         lambda policy: policy.data_bytes,
         "private writable memory: guest memory, the compiler's heap, thread stacks",
+    ),
+    Limit(
+        "AS",
+        resource.RLIMIT_AS,
+        lambda policy: policy.data_bytes + RESERVED_BYTES,
+        "page tables, which no other limit counts: they grow with the addresses in use",
     ),
     Limit(
         "CPU",
@@ -49,7 +53,7 @@ LIMITS: Final = (
         "FSIZE",
         resource.RLIMIT_FSIZE,
         lambda policy: policy.file_size_bytes,
-        "memory files, which RLIMIT_DATA does not count: module images and the outbox",
+        "memory files, which RLIMIT_DATA does not count: a compiler's artifact, nothing else",
     ),
     Limit(
         "NPROC",
@@ -60,7 +64,7 @@ LIMITS: Final = (
     Limit(
         "NOFILE",
         resource.RLIMIT_NOFILE,
-        lambda policy: max(policy.keep_fds, default=2) + 1 + _ROOM_FOR_DESCRIPTORS,
+        lambda policy: max(policy.open_fds, default=2) + 1 + _ROOM_FOR_DESCRIPTORS,
         "descriptors: those kept and a few for the engine",
     ),
     Limit("CORE", resource.RLIMIT_CORE, lambda _: 0, "a core file would hold a tenant's data"),

@@ -221,13 +221,16 @@ class Step:
     depends: tuple[str, ...] = ()
 
 
-_LIMITS: Final = ("data_bytes", "cpu_seconds", "file_size_bytes", "processes", "keep_fds")
+_LIMITS: Final = (
+    *("data_bytes", "cpu_seconds", "file_size_bytes", "processes"),
+    *("keep_fds", "moved_fds"),
+)
 #: In security order. Capabilities take two steps, for leaving user id 0 needs some of them.
 STEPS: Final = (
     Step(SESSION, _start_session, _verify_session),
     # Before the descriptors: it is joined through one that no child may keep.
     Step(CGROUP, _join_cgroup, _verify_cgroup, ("cgroup",)),
-    Step(DESCRIPTORS, descriptors.close, descriptors.verify, ("keep_fds",)),
+    Step(DESCRIPTORS, descriptors.close, descriptors.verify, ("keep_fds", "moved_fds")),
     Step(RLIMITS, limits.set_limits, limits.verify_limits, _LIMITS),
     Step(CAPABILITIES, credentials.bound, credentials.verify_bounded),
     Step(UID, credentials.change_ids, credentials.verify_ids, ("uid",)),
@@ -385,9 +388,10 @@ def seal_after_load(
     """Forbid new code and incoming descriptors, on every thread of a locked-down runner.
 
     To be called after the module was loaded and before a guest runs. Afterwards no memory can be
-    made executable, no message received, and no filter or prctl changed. With core, for a module
-    that imports no WASI, the calls of input and output are gone, too. Returns the states of mdwe
-    and seccomp-sealed; raises IsolationError if one in required does not hold.
+    made executable, no message received, no file mapped, and no filter or prctl changed; only the
+    descriptors that policy.py numbers can be read or written. With core, for a module that imports
+    no WASI, the calls of input and output are gone, too. Returns the states of mdwe and
+    seccomp-sealed; raises IsolationError if one in required does not hold.
     """
     profile: Profile = "core" if core else "runner"
     return (

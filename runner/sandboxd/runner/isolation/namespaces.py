@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
 from typing import Final, NoReturn
 
-from sandboxd.runner.isolation import kernel
+from sandboxd.runner.isolation import ipc, kernel
 from sandboxd.runner.isolation.layers import (
     EMPTY_ROOT,
     NAMESPACES,
@@ -53,8 +54,10 @@ def unshare(required: bool) -> LayerState:
     into a new PID namespace; without root, into a new user namespace first.
 
     The caller must have one thread. In the user namespace its own user and group id map to
-    themselves. If the host refuses, this process is unchanged: the attempt is made in a forked
-    child first. Then raises IsolationError if required, or returns the inactive state.
+    themselves. The IPC namespace can hold nothing, where the kernel lets its limits be set: that
+    is :func:`ipc.forbidden` to check. If the host refuses, this process is unchanged: the attempt
+    is made in a forked child first. Then raises IsolationError if required, or returns the
+    inactive state.
     """
     try:
         _try_in_child()
@@ -68,24 +71,28 @@ def unshare(required: bool) -> LayerState:
 
 
 def _enter() -> None:
-    if os.geteuid() != 0:
-        _enter_user_namespace()
-    kernel.unshare(sum(_NAMESPACES.values()))
+    before = _identities()
+    if os.geteuid() == 0:
+        kernel.unshare(sum(_NAMESPACES.values()))
+        _forbid_ipc(before)
+        return
+    _join_user_namespace(before)
+    kernel.unshare(sum(flag for name, flag in _NAMESPACES.items() if name != "ipc"))
 
 
-def _enter_user_namespace() -> None:
-    """Enter a user namespace that a child of this process makes.
+def _join_user_namespace(before: dict[str, str]) -> None:
+    """Enter a user and an IPC namespace that a child of this process makes.
 
     Ids are mapped through files in /proc/self, and those of a process that is not dumpable belong
     to root. This process is not, and must not be for a moment: whoever traced it then would keep
-    it. Of the child nothing is kept but the namespace, over which its user has every power anyway.
+    it. Of the child nothing is kept but namespaces, over which its user has every power anyway.
     """
     made_reading, made_writing = os.pipe2(os.O_CLOEXEC)
     stay_reading, stay_writing = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child == 0:
         os.close(stay_writing)
-        _make_user_namespace(made_writing, stay_reading)
+        _make_user_namespace(before, made_writing, stay_reading)
     os.close(made_writing)
     os.close(stay_reading)
     pidfd = -1
@@ -95,7 +102,7 @@ def _enter_user_namespace() -> None:
                 text = (answer or b"").decode(errors="replace")
                 raise NotInForceError(text or "a user namespace cannot be made")
         pidfd = os.pidfd_open(child)
-        kernel.setns(pidfd, kernel.CLONE_NEWUSER)
+        kernel.setns(pidfd, kernel.CLONE_NEWUSER | _NAMESPACES["ipc"])
     finally:
         if pidfd >= 0:
             os.close(pidfd)
@@ -104,14 +111,18 @@ def _enter_user_namespace() -> None:
     _verify_mapped()
 
 
-def _make_user_namespace(made: int, stay: int) -> NoReturn:
+def _make_user_namespace(before: dict[str, str], made: int, stay: int) -> NoReturn:
     user, group = os.geteuid(), os.getegid()
     try:
         kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
-        kernel.unshare(kernel.CLONE_NEWUSER)
+        # Two: the limits of an IPC namespace are user 0's, of the one that it was made in, to set.
+        # In the second one everybody is who they were, and has no say over the first.
+        kernel.unshare(kernel.CLONE_NEWUSER | _NAMESPACES["ipc"])
         _write("/proc/self/setgroups", "deny")
-        _write("/proc/self/uid_map", f"{user} {user} 1")
-        _write("/proc/self/gid_map", f"{group} {group} 1")
+        _map(user, group, inside=(0, 0))
+        _forbid_ipc(before)
+        kernel.unshare(kernel.CLONE_NEWUSER)
+        _map(0, 0, inside=(user, group))
         os.write(made, _MADE)
         os.read(stay, 1)  # until the other has entered, or is gone
     except OSError as error:
@@ -120,11 +131,24 @@ def _make_user_namespace(made: int, stay: int) -> NoReturn:
         os._exit(0)
 
 
+def _map(user: int, group: int, inside: tuple[int, int]) -> None:
+    _write("/proc/self/uid_map", f"{inside[0]} {user} 1")
+    _write("/proc/self/gid_map", f"{inside[1]} {group} 1")
+
+
 def _verify_mapped() -> None:
     for name, number in (("uid_map", os.geteuid()), ("gid_map", os.getegid())):
         mapped = Path("/proc/self", name).read_text("utf-8").split()
-        if mapped != [str(number), str(number), "1"]:
+        # To user 0 of the user namespace around this one, which is the same user.
+        if mapped != [str(number), "0", "1"]:
             raise NotInForceError(f"{name} reads {mapped}")
+
+
+def _forbid_ipc(before: dict[str, str]) -> None:
+    # CAVEAT: were the namespace still the old one, these limits would be the host's.
+    if _identity("ipc") != before["ipc"]:
+        with contextlib.suppress(OSError):
+            ipc.forbid()
 
 
 def _write(path: str, text: str) -> None:
@@ -137,13 +161,17 @@ def _write(path: str, text: str) -> None:
 
 
 def _identities() -> dict[str, str]:
-    return {name: str(Path(f"/proc/self/ns/{name}").readlink()) for name in _NAMESPACES}
+    return {name: _identity(name) for name in _NAMESPACES}
+
+
+def _identity(name: str) -> str:
+    return str(Path(f"/proc/self/ns/{name}").readlink())
 
 
 def _verify_entered(before: dict[str, str]) -> None:
     # The link pid_for_children cannot be read before the namespace has its first process.
     for name in before.keys() - {"pid_for_children"}:
-        if str(Path(f"/proc/self/ns/{name}").readlink()) == before[name]:
+        if _identity(name) == before[name]:
             raise NotInForceError(f"namespace {name} is still the old one")
 
 

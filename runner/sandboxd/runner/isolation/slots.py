@@ -5,7 +5,10 @@ if they differ from those of the child before, and the child joins by itself. Jo
 50 us a hierarchy on v1, where a single thread can move itself. On v2 the kernel first waits for
 all processors (synchronize_rcu) unless somebody did so a moment ago: 30 us in a burst, 8 to 14 ms
 on an idle machine, asleep. The pool forks ahead of need, so that calls do not wait for it; mounting
-cgroup v2 with favordynmods makes it cheap.
+cgroup v2 with favordynmods makes it cheap. CLONE_INTO_CGROUP would wait for nobody, but where the
+hierarchy is mounted with nsdelegate, as systemd does, the kernel refuses it: the zygote's cgroup
+namespace begins at its own leaf, and the slots lie beside that. A cgroup.procs that was opened
+before the namespace was entered is judged as of then.
 """
 
 from __future__ import annotations
@@ -145,15 +148,16 @@ class Slots:
         # Those of an earlier zygote may have something left in them.
         self._draining: list[Slot] = []
 
-    def take(self, data_bytes: int, file_size_bytes: int) -> Slot:
-        """Return an empty slot with its limits set. Raises OSError if there is none."""
+    def take(self, memory_bytes: int) -> Slot:
+        """Return an empty slot with its limits set: memory, and some slack for the rest of a
+        process. Raises OSError if there is none."""
         self._recover()
         while self._free:
             slot = self._free.pop()
             if slot.empty():
                 if slot.limits == (0, 0):
                     slot.count_kills()  # an earlier zygote's
-                slot.set_limits(data_bytes + file_size_bytes + MEMORY_SLACK_BYTES, self._threads)
+                slot.set_limits(memory_bytes + MEMORY_SLACK_BYTES, self._threads)
                 return slot
             self._draining.append(slot)
         raise OSError(0, "every cgroup slot is in use")

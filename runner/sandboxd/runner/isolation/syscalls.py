@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sandboxd.runner.isolation import kernel
-from sandboxd.runner.isolation.policy import Profile
+from sandboxd.runner.isolation.policy import INTERRUPT_FD, LOOP_FDS, SOCKET_FD, Profile
 from sandboxd.runner.isolation.seccomp import (
     ALLOW,
     ALWAYS,
@@ -86,10 +86,8 @@ _THREAD: Final = _only(_none_but(0x017C0000, argument=0, values=(0x00010F00,)))
 # REALTIME to TAI. Negative ids are other processes' clocks and descriptors.
 _CLOCK: Final = _only(Match(0, (*range(8), 11)), otherwise=errno_action(errno.EINVAL))
 _SLEEP: Final = _only(Match(0, (0, 1)), otherwise=errno_action(errno.EINVAL))
-# F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC, F_ADD_SEALS, F_GET_SEALS
-_FCNTL: Final = _only(Match(1, (1, 2, 3, 1030, 1033, 1034)))
-# MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL; neither executable nor huge pages.
-_MEMFD: Final = _only(Match(1, (0,), 0xFFFFFFFF & ~0x0B))
+# F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
+_FCNTL: Final = _only(Match(1, (1, 2, 3, 1030)))
 _OWN_PROCESS: Final = _only(Match(0, (OWN_PID,)))
 _SELF: Final = _only(Match(0, (0,)))
 # MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE and its registration
@@ -163,7 +161,6 @@ ROWS: Final = (
     Row("mprotect", 10, 226, _MPROTECT, _ALL, "guest memory grows; code becomes executable"),
     Row("madvise", 28, 233, _MADVISE, _ALL, "a thread that ends gives its stack back"),
     Row("membarrier", None, 283, _MEMBARRIER, _ALL, "the engine flushes aarch64 pipelines"),
-    Row("memfd_create", 319, 279, _MEMFD, _RUNNER, "the engine's copy-on-write image of a memory"),
     # Descriptors that the child was given
     Row("read", 0, 63, ALWAYS, _ALL, "frames, the interrupt pipe, the module"),
     Row("write", 1, 64, ALWAYS, _ALL, "frames, the outbox, the artifact"),
@@ -172,8 +169,8 @@ ROWS: Final = (
     Row("writev", 20, 66, ALWAYS, _ALL, "glibc's last words before abort"),
     Row("lseek", 8, 62, ALWAYS, _ALL, "the artifact, the module"),
     Row("fstat", 5, 80, ALWAYS, _ALL, "the size of a descriptor at hand"),
-    Row("close", 3, 57, ALWAYS, _ALL, "the artifact after it was loaded, memory images"),
-    Row("fcntl", 72, 25, _FCNTL, _RUNNER, "the engine seals memory images, the event loop dups"),
+    Row("close", 3, 57, ALWAYS, _ALL, "the artifact after it was loaded"),
+    Row("fcntl", 72, 25, _FCNTL, _WASI, "the event loop duplicates its epoll"),
     Row("ioctl", 16, 29, _fails(errno.ENOTTY), _ALL, "isatty; no other request is let through"),
     Row("recvmsg", 47, 212, ALWAYS, _RUNNER, "the artifact's descriptor, until sealed"),
     Row("getsockname", 51, 204, _fails(errno.EACCES), _ALL, _NO_ADDRESS),
@@ -245,15 +242,50 @@ ROWS: Final = (
     Row("fdatasync", 75, 83, ALWAYS, _FILES, "WASI fd_datasync"),
 )
 
-_NO_EXEC: Final = Rule((Clause((Match(2, (0,), kernel.PROT_EXEC),), ALLOW),))
+# -- the second filter ---------------------------------------------------------------------------
+
+_NOT_EXECUTABLE: Final = Match(2, (0,), kernel.PROT_EXEC)
+_NO_EXEC: Final = Rule((Clause((_NOT_EXECUTABLE,), ALLOW),))
+# MAP_ANONYMOUS: a descriptor that was left open cannot be read by mapping it.
+_NO_EXEC_NO_FILE: Final = Rule((Clause((_NOT_EXECUTABLE, Match(3, (0x20,), 0x20)), ALLOW),))
 _NEVER: Final = Rule()
+
+
+def _numbered(argument: int, *fds: int) -> Match:
+    return Match(argument, fds)
+
+
+# Standard error is an unwritable memory file: a panic's message gets an errno.
+_READABLE: Final = (SOCKET_FD, INTERRUPT_FD)
+_WRITABLE: Final = (2, SOCKET_FD)
+_DUPLICATED: Final = _only(_numbered(0, *LOOP_FDS), Match(1, (1, 2, 3, 1030)))
+
+
+def _by_number(profile: Profile, *others: int) -> tuple[Row, ...]:
+    """Reading and writing, only of what policy.py numbers, and no second number for anything."""
+    read, write = _only(_numbered(0, *_READABLE, *others)), _only(_numbered(0, *_WRITABLE, *others))
+    return (
+        Row("read", 0, 63, read, (profile,), "frames and the interrupt pipe"),
+        Row("pread64", 17, 67, read, (profile,), "nothing that was left open"),
+        Row("readv", 19, 65, read, (profile,), "nothing that was left open"),
+        Row("write", 1, 64, write, (profile,), "frames, and the last words of a panic"),
+        Row("pwrite64", 18, 68, write, (profile,), "nothing that was left open"),
+        Row("writev", 20, 66, write, (profile,), "glibc's last words before abort"),
+    )
+
 
 #: The second filter, on top of the first: what it does not name is left to the first.
 SEALED_ROWS: Final = (
-    Row("mmap", 9, 222, _NO_EXEC, _RUNNER, "no code after the module was loaded"),
+    Row("mmap", 9, 222, _NO_EXEC_NO_FILE, _RUNNER, "no code after the module, and no file"),
     Row("mprotect", 10, 226, _NO_EXEC, _RUNNER, "no code after the module was loaded"),
     Row("pkey_mprotect", 329, 288, _NO_EXEC, _RUNNER, "no code after the module was loaded"),
     Row("recvmsg", 47, 212, _NEVER, _RUNNER, "no descriptor may come in any more"),
+    *_by_number("core"),
+    *_by_number("runner", *LOOP_FDS),
+    Row("dup", 32, 23, _NEVER, _RUNNER, "no descriptor takes the number of another"),
+    Row("dup2", 33, None, _NEVER, _RUNNER, "no descriptor takes the number of another"),
+    Row("dup3", 292, 24, _NEVER, _RUNNER, "no descriptor takes the number of another"),
+    Row("fcntl", 72, 25, _DUPLICATED, ("runner",), "the event loop duplicates its epoll"),
     Row(
         "prctl",
         157,

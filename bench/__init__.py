@@ -1,0 +1,1 @@
+"""Measurements of sandboxd against its alternatives; see README.md here."""

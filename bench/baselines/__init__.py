@@ -1,0 +1,1 @@
+"""What one would use instead of sandboxd, or what is below it."""

@@ -1,0 +1,1 @@
+"""The claims' work in plain Python, and a process that does it when told to."""

@@ -1,0 +1,1 @@
+"""The figures of docs/performance.md, by subject. Each module has `figures(settings)`."""

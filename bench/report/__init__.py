@@ -1,0 +1,1 @@
+"""From results to text, tables, charts and the document."""

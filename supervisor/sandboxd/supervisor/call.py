@@ -1,0 +1,96 @@
+"""A call on its way: what was asked, what applies, and how long each stage took."""
+
+from __future__ import annotations
+
+from sandboxd.supervisor import frames
+from sandboxd.supervisor.embedding import field_tag, varint
+from sandboxd.supervisor.keys import Key
+from sandboxd.supervisor.layers import NOTHING_HELD
+from sandboxd.supervisor.limits import CallLimits
+from sandboxd.supervisor.requests import Kind
+from sandboxd.v1 import sandbox_pb2
+from sandboxd.wire.v1 import runner_pb2
+
+_decode = sandbox_pb2.ExecuteRequest.FromString
+_EXECUTE = field_tag(runner_pb2.RunnerCommand.EXECUTE_FIELD_NUMBER)
+_REQUEST = field_tag(runner_pb2.Execute.REQUEST_FIELD_NUMBER)
+
+
+Received = tuple[sandbox_pb2.ExecuteRequest, bytes]
+"""A request of Execute, and the bytes that it was decoded from."""
+
+
+def decode(raw: bytes) -> Received:
+    """Decode a request. Raises `DecodeError`."""
+    return _decode(raw), raw
+
+
+class Call:
+    """One call. Times ending in `_at` are of the event loop's clock, in seconds.
+
+    `grpc_deadline_at` is None if the client set no deadline. What follows is filled in on the way:
+    `layers` are those that hold for its runner.
+    """
+
+    __slots__ = (
+        "arrived_at",
+        "bind_s",
+        "compile_s",
+        "cpu_time_ns",
+        "deadline_at",
+        "grpc_deadline_at",
+        "key",
+        "kind",
+        "layers",
+        "limits",
+        "peak_memory_bytes",
+        "queue_s",
+        "received",
+        "request",
+        "run_s",
+        "start_kind",
+        "wall_time_ns",
+    )
+
+    def __init__(
+        self,
+        received: Received,
+        kind: Kind,
+        key: Key,
+        limits: CallLimits,
+        arrived_at: float,
+        wall_s: float,
+        grpc_deadline_at: float | None,
+    ) -> None:
+        self.received = received
+        self.request = received[0]
+        self.kind = kind
+        self.key = key
+        self.limits = limits
+        self.arrived_at = arrived_at
+        self.deadline_at = arrived_at + wall_s
+        self.wall_time_ns = int(wall_s * 1e9)
+        self.grpc_deadline_at = grpc_deadline_at
+        self.queue_s = self.compile_s = self.bind_s = self.run_s = 0.0
+        self.cpu_time_ns = self.peak_memory_bytes = 0
+        self.layers = NOTHING_HELD
+        self.start_kind = sandbox_pb2.START_KIND_UNSPECIFIED
+
+
+def job_frame(call: Call) -> bytes:
+    """Return the frame that hands a call to a runner: a RunnerCommand with `execute` set.
+
+    The client's bytes go on as they came, so that a large input is copied once and never encoded
+    again. Only a module that came with them is left out.
+    """
+    request, raw = call.received
+    if request.HasField("wasm"):
+        without = sandbox_pb2.ExecuteRequest()
+        without.CopyFrom(request)
+        without.ClearField("wasm")
+        raw = without.SerializeToString()
+    fields = call.limits.job_fields
+    fields_and_tag = fields + _REQUEST + varint(len(raw))
+    length = len(fields_and_tag) + len(raw)
+    execute = _EXECUTE + varint(length)
+    return b"".join((frames.header(len(execute) + length), execute, fields_and_tag, raw))
