@@ -47,8 +47,8 @@ _NO_LIMITS = sandbox_pb2.Limits()
 class Executor:
     """Runs calls. Shared by all of them; holds no state of any one.
 
-    `layers` are those of the present zygote, None while there is none; `responder` tells what became
-    of calls.
+    `layers` are those of the present zygote, None while there is none; `responder` tells what
+    became of calls.
     """
 
     def __init__(
