@@ -41,14 +41,14 @@ STOP_TIMEOUT_S = 30.0
 class DaemonProcess:
     """A running daemon with a directory, a socket and a log of its own.
 
-    `user` is the user and group id to run it as; None for those of the tests. `wrapped` is a
-    command that execs the daemon's.
+    `user` is the user and group id to run it as; None for those of the tests. `host` is a command
+    that prepares a host and then execs what follows it.
     """
 
     directory: Path
     arguments: tuple[str, ...]
     user: int | None = None
-    wrapped: tuple[str, ...] = ()
+    host: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     start_time_s: float = 0.0
     """How long the start took: a measure of how busy this machine is."""
@@ -80,8 +80,7 @@ class DaemonProcess:
         with open(self.directory / "log", "ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *self.wrapped,
-                    *(sys.executable, "-m", "sandboxd.supervisor.main"),
+                    *(*self.host, sys.executable, "-m", "sandboxd.supervisor.main"),
                     *("--listen", f"unix://{self.socket}", "--state-dir", str(self.state_dir)),
                     *self.arguments,
                 ],
@@ -195,13 +194,13 @@ def start_daemon() -> Iterator[Callable[..., contextlib.AbstractContextManager[D
 
     @contextlib.contextmanager
     def start(
-        *arguments: str, user: int | None = None, wrapped: tuple[str, ...] = ()
+        *arguments: str, user: int | None = None, host: tuple[str, ...] = ()
     ) -> Iterator[DaemonProcess]:
         # Short, because a socket's path is limited; not pytest's, which is long.
         with tempfile.TemporaryDirectory(prefix="sbx-") as directory:
             if user is not None:
                 os.chown(directory, user, user)
-            daemon = DaemonProcess(Path(directory), arguments, user, wrapped)
+            daemon = DaemonProcess(Path(directory), arguments, user, host)
             daemon.start()
             below = daemon.descendants()
             try:

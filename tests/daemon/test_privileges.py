@@ -75,7 +75,7 @@ def busy_pids(started: Any, sink_wasm: bytes) -> Iterator[list[int]]:
             call.cancel()
 
 
-def kernel_status(pid: int) -> dict[str, str]:
+def kernel_status(pid: int | str) -> dict[str, str]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
@@ -128,12 +128,59 @@ def test_a_runner_is_not_root_and_shares_its_user_with_no_other_where_it_can(
         assert uids[0] != uids[1], "each runner has a user id of its own"
 
 
+def test_every_thread_of_the_supervisor_gave_up_what_root_had(started: Any) -> None:
+    if os.geteuid() != 0 or started.user is not None:
+        pytest.skip("it had nothing to give up")
+    tasks = list(Path(f"/proc/{started.pid}/task").iterdir())
+    assert len(tasks) > 1, "gRPC has threads"
+    for task in tasks:
+        status = kernel_status(f"{started.pid}/task/{task.name}")
+        assert status["NoNewPrivs"] == "1", task
+        assert "0" not in status["Uid"].split(), task
+        for capabilities in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert int(status[capabilities], 16) & ~(1 << 5) == 0, (task, capabilities)
+
+
+def can_open_memory(pid: int, user: int) -> bool:
+    """True if a process of this user, which is not its parent, can read and write its memory."""
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setgroups(())
+                os.setresgid(user, user, user)
+                os.setresuid(user, user, user)
+            os.close(os.open(f"/proc/{pid}/mem", os.O_RDWR))
+            os._exit(0)
+        except PermissionError:
+            os._exit(1)
+        finally:
+            os._exit(2)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, 1)
+    return code == 0
+
+
+def test_no_process_of_its_user_can_read_the_memory_of_the_daemon(started: Any) -> None:
+    launcher = psutil.Process(started.status().zygote_pid).parent()
+    assert launcher is not None
+    parts = [psutil.Process(started.pid), launcher, *launcher.children()]
+    parts += [child for outer in launcher.children() for child in outer.children()]
+    assert len(parts) == 4
+    for part in parts:
+        user = int(kernel_status(part.pid)["Uid"].split()[0])
+        if user != 0:  # from root nothing can be hidden
+            assert not can_open_memory(part.pid, user), part
+    assert layer(started, "daemon-non-dumpable").active
+
+
 def test_namespaces_are_entered_exactly_if_the_status_says_so(
     started: Any, busy_pids: list[int]
 ) -> None:
     told = layer(started, "namespaces")
     for kind in ("mnt", "pid", "net", "ipc", "uts"):
-        ours = os.readlink(f"/proc/{started.pid}/ns/{kind}")
+        ours = os.readlink(f"/proc/self/ns/{kind}")
         for pid in busy_pids:
             try:
                 theirs = os.readlink(f"/proc/{pid}/ns/{kind}")
@@ -183,6 +230,7 @@ def test_every_layer_that_is_required_is_active(started: Any, busy_pids: list[in
     required = {
         *("descriptors", "session", "rlimits", "capabilities", "no-new-privs", "non-dumpable"),
         *("landlock", "libffi-page", "parent-death", "seccomp", "seccomp-sealed"),
+        "daemon-non-dumpable",
     }
     assert required <= {name for name, one in layers.items() if one.active}, layers
     assert all(one.detail for one in layers.values())

@@ -217,7 +217,7 @@ def test_idle_connections_do_not_take_the_descriptors_of_calls(
     start_daemon: Any, sink_wasm: bytes
 ) -> None:
     few = ("prlimit", "--nofile=320")
-    with start_daemon("--max-runners", "4", wrapped=few) as daemon, calling(daemon) as caller:
+    with start_daemon("--max-runners", "4", host=few) as daemon, calling(daemon) as caller:
         assert "RLIMIT_NOFILE" in daemon.log
         digest = daemon.push(sink_wasm)
         running = caller.sandbox.Execute.future(typed(digest, "spin", wall_time_ms=3000))

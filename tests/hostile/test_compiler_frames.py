@@ -132,7 +132,8 @@ async def test_a_compiler_that_was_taken_over_cannot_change_what_is_stored(
     stage: Stage, tmp_path: Path
 ) -> None:
     store = Store(tmp_path / "state", MIB, 10, MIB)
-    store.open()
+    store.claim()
+    store.load()
     service = ModuleService(store, stage.compiles, push_time_s=10)
     pushed = stage.module(
         b"for change in (lambda: os.pwrite(fds[1], b'evil', 8), lambda: os.ftruncate(fds[1], 9)):\n"

@@ -22,9 +22,21 @@ def test_the_supervisor_knows_the_same_layers() -> None:
     assert len(NAMES) == len(set(NAMES))
 
 
+def test_the_supervisor_knows_who_tells_of_which_layer() -> None:
+    tellers = {
+        "zygote": isolation.OF_ZYGOTE,
+        "child": isolation.OF_CHILD,
+        "loaded runner": isolation.AFTER_LOADING,
+    }
+    for layer in catalogue.LAYERS:
+        # What the supervisor takes itself, the zygote has tried.
+        teller = "zygote" if layer.taker == "supervisor" else layer.taker
+        assert [one for one, names in tellers.items() if layer.name in names] == [teller]
+
+
 def test_what_a_child_requires_by_default_is_what_the_default_preset_requires() -> None:
     required = layers.REQUIRED_DEFAULT | layers.SEAL_REQUIRED_DEFAULT
-    assert required == isolation.PRESETS["default"]
+    assert required | {layers.DAEMON_NON_DUMPABLE} == isolation.PRESETS["default"]
 
 
 def test_presets_grow_from_container_to_strict() -> None:

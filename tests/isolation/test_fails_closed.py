@@ -72,7 +72,8 @@ FAULTS = {
     "setgroups is refused": Fault("uid", (116, 159), root_only=True),
     "setresgid is refused": Fault("uid", (119, 149), root_only=True),
     "setresuid lies": Fault("uid", (117, 147), LIE, root_only=True),
-    "PR_SET_DUMPABLE is refused": prctl("non-dumpable", 4),
+    "PR_SET_DUMPABLE is refused": prctl("daemon-non-dumpable", 4),
+    "PR_SET_DUMPABLE lies": prctl("daemon-non-dumpable", 4, LIE),
     "PR_SET_NO_NEW_PRIVS lies": prctl("no-new-privs", 38, LIE, root_only=True),
     "landlock_create_ruleset is refused": Fault("landlock", (444, 444), errno.EOPNOTSUPP),
     "landlock_restrict_self lies": Fault("landlock", (446, 446), LIE),
@@ -145,6 +146,30 @@ def test_a_required_layer_that_does_not_hold_stops_the_start(tmp_path: Path, nam
 def test_namespaces_that_are_required_by_their_own_option_stop_the_start(tmp_path: Path) -> None:
     fault = FAULTS["unshare is refused"]
     _assert_refused(start(tmp_path, fault.encoded(), "--namespaces=require"), "namespaces")
+
+
+@pytest.mark.parametrize("layer", ["empty-root", "memfd-noexec", "no-ipc"])
+def test_what_rests_on_namespaces_stops_the_start_where_there_are_none(
+    tmp_path: Path, layer: str
+) -> None:
+    fault = FAULTS["unshare is refused"].encoded()
+    _assert_refused(start(tmp_path, fault, "--require-layer", layer), layer)
+
+
+@pytest.mark.parametrize(
+    ("options", "layer"),
+    [
+        (("--isolation=strict",), "namespaces"),
+        (("--require-layer=namespaces",), "namespaces"),
+        (("--require-layer=empty-root",), "empty-root"),
+        (("--require-layer=memfd-noexec",), "memfd-noexec"),
+        (("--require-layer=no-ipc",), "no-ipc"),
+    ],
+)
+def test_namespaces_that_are_required_and_switched_off_stop_the_start(
+    tmp_path: Path, options: tuple[str, ...], layer: str
+) -> None:
+    _assert_refused(start(tmp_path, "[]", "--namespaces=off", *options), layer)
 
 
 def test_cgroups_that_the_host_does_not_delegate_stop_the_start(tmp_path: Path) -> None:

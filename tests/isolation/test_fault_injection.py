@@ -79,8 +79,9 @@ FAULTS = {
     "PR_SET_PDEATHSIG": ("parent-death", prctl(kernel.PR_SET_PDEATHSIG), {"root", "user"}),
     "seccomp": ("seccomp", SECCOMP, {"root", "user"}),
 }
-#: Lies that change nothing: leaving user id 0 had already emptied the sets and the flag.
-HARMLESS_LIES = {("root", "capset"), ("root", "PR_SET_DUMPABLE")}
+#: Lies that change nothing: leaving user id 0 had already emptied the sets and the flag, which the
+#: daemon clears before it forks anyway.
+HARMLESS_LIES = {("root", "capset"), ("root", "PR_SET_DUMPABLE"), ("user", "PR_SET_DUMPABLE")}
 SEALING = {
     "PR_SET_MDWE": ("mdwe", prctl(kernel.PR_SET_MDWE)),
     "seccomp": ("seccomp-sealed", SECCOMP),

@@ -16,6 +16,7 @@ from sandboxd.supervisor import frames
 from sandboxd.supervisor.artifacts import Artifact, ModuleInfo
 from sandboxd.supervisor.child import Child, ExitStatus
 from sandboxd.supervisor.keys import EngineIdentity, Key
+from sandboxd.supervisor.layers import Layers
 from sandboxd.supervisor.pool import Pool, PoolConfig
 from sandboxd.supervisor.runner import Runner
 from sandboxd.supervisor.zygote import ChildLimits, Zygote
@@ -41,11 +42,8 @@ def result(**outcome: object) -> runner_pb2.RunnerReply:
 
 READY = runner_pb2.RunnerReply(ready=runner_pb2.Ready())
 SEALING = frozenset({"seccomp-sealed"})
-BOUND = runner_pb2.RunnerReply(
-    bound=runner_pb2.Bound(
-        layers=[control_pb2.IsolationLayer(name=name, active=True) for name in SEALING]
-    )
-)
+SEALED = [control_pb2.IsolationLayer(name=name, active=True) for name in SEALING]
+BOUND = runner_pb2.RunnerReply(bound=runner_pb2.Bound(layers=SEALED))
 DONE = result()
 
 
@@ -135,7 +133,7 @@ class FakeZygote:
         self.children: list[FakeChild] = []
         self.ready_at_once = ready_at_once
         self.has_slot = True
-        self.sealing = SEALING
+        self.layers = Layers(SEALED, ())
 
     def spawn(self, kind: int, passed: Sequence[int], limits: ChildLimits) -> Child:
         child = FakeChild(pid=1000 + len(self.children))

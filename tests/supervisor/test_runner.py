@@ -13,7 +13,7 @@ from tests.supervisor.fakes import (
     DONE,
     MAX_OUTPUT_BYTES,
     READY,
-    SEALING,
+    SEALED,
     FakeChild,
     key,
     module_artifact,
@@ -23,6 +23,7 @@ from tests.supervisor.fakes import (
 
 from sandboxd.supervisor import frames
 from sandboxd.supervisor.child import Child, ExitStatus
+from sandboxd.supervisor.layers import Layers
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.outbox import Outbox
 from sandboxd.supervisor.runner import MAX_FRAME_BYTES, Answer, Death, Runner
@@ -39,9 +40,9 @@ NOT_BOUND = runner_pb2.RunnerReply(bound=runner_pb2.Bound(error="damaged"))
 class Bench:
     """A real Runner on a fake child."""
 
-    def __init__(self) -> None:
+    def __init__(self, required: tuple[str, ...] = ()) -> None:
         self.heard: list[str] = []
-        self.layers: list[str] = []
+        self.zygote_layers = Layers(SEALED, required)
         read_end, self.interrupt_write = os.pipe2(os.O_NONBLOCK)
         self.interrupt_read = read_end
         self.child = FakeChild(pid=7)
@@ -49,8 +50,7 @@ class Bench:
             cast(Child, self.child),
             Outbox(MAX_OUTPUT_BYTES),
             self.interrupt_write,
-            SEALING,
-            lambda layers: self.layers.extend(layer.name for layer in layers),
+            self.zygote_layers,
             lambda _: self.heard.append("ready"),
             lambda _, previous: self.heard.append(f"kill while {previous.value}"),
             lambda _: self.heard.append("dead"),
@@ -248,8 +248,26 @@ async def test_it_tells_the_layers_that_it_verified_before_it_was_given_anything
 ) -> None:
     told = runner_pb2.RunnerReply.FromString(READY.SerializeToString())
     told.ready.layers.add(name="seccomp", active=True)
+    told.ready.layers.add(name="landlock", active=False)
+    told.ready.layers.add(name="empty-root", active=True)
     bench.child.say(told)
-    assert bench.layers == ["seccomp"]
+    assert bench.runner.state is State.SPARE
+    # Its own that hold, and its zygote's; it cannot speak for the zygote.
+    assert bench.runner.layers.names == ("seccomp-sealed", "seccomp")
+
+
+@pytest.mark.parametrize("told", [None, False], ids=["is not told", "is not active"])
+async def test_a_runner_without_a_required_layer_never_serves(told: bool | None) -> None:
+    bench = Bench(required=("session",))
+    ready = runner_pb2.RunnerReply(ready=runner_pb2.Ready())
+    if told is not None:
+        ready.ready.layers.add(name="session", active=told, detail="it has a terminal")
+    bench.child.say(ready)
+    assert bench.runner.state is State.DYING
+    assert bench.runner.breach.startswith("isolation layer session: ")
+    assert "ready" not in bench.heard
+    await bench.runner.wait_dead()
+    os.close(bench.interrupt_read)
 
 
 @pytest.mark.parametrize("active", [True, False], ids=["another one", "not active"])
@@ -260,7 +278,7 @@ async def test_a_layer_that_does_not_hold_after_loading_ends_it(bench: Bench, ac
     bench.child.say(told)
     assert bench.runner.breach == "after loading, seccomp-sealed does not hold"
     # Whatever it says of other layers is not passed on.
-    assert bench.layers == []
+    assert bench.runner.layers.names == ("seccomp-sealed",)
 
 
 @pytest.mark.parametrize(

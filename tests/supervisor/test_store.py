@@ -16,13 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from sandboxd.supervisor import faults
 from sandboxd.supervisor.keys import DIGEST_PREFIX, digest_of
-from sandboxd.supervisor.store import (
-    META_NAME,
-    WASM_NAME,
-    StateDirectoryBusy,
-    StateDirectoryForeign,
-    Store,
-)
+from sandboxd.supervisor.state_directory import StateDirectoryBusy, StateDirectoryForeign
+from sandboxd.supervisor.store import META_NAME, WASM_NAME, Store
 from sandboxd.v1 import call_pb2, module_pb2
 
 TENANT = "default"
@@ -32,6 +27,11 @@ EXPORTS = [call_pb2.Extern(name="f", kind=call_pb2.EXTERN_KIND_FUNCTION)]
 
 def new_store(directory: Path, max_modules: int = 100, budget_bytes: int = 1 << 20) -> Store:
     return Store(directory, MAX_BYTES, max_modules, budget_bytes)
+
+
+def open_store(store: Store) -> None:
+    store.claim()
+    store.load()
 
 
 def push(store: Store, content: bytes, tenant: str = TENANT) -> bool:
@@ -74,7 +74,7 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.store = new_store(self.directory / "state")
-        self.store.open()
+        open_store(self.store)
 
     @rule(content=st.binary(max_size=8))
     def push_it(self, content: bytes) -> None:
@@ -164,7 +164,7 @@ TestStoreMachine = StoreMachine.TestCase
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     opened = new_store(tmp_path / "state")
-    opened.open()
+    open_store(opened)
     return opened
 
 
@@ -277,7 +277,7 @@ def test_the_index_holds_no_descriptions(store: Store, tmp_path: Path) -> None:
     assert [type(value) for value in kept] == [str, int, int, int]
     store.close()
     again = new_store(tmp_path / "state")
-    again.open()
+    open_store(again)
     assert again.get(TENANT, digest_of(b"x")) == kept
     again.close()
 
@@ -297,7 +297,7 @@ def test_a_description_that_was_damaged_is_told(
 
 def test_no_more_modules_are_taken_in_than_a_setting_allows(tmp_path: Path) -> None:
     store = new_store(tmp_path / "state", max_modules=2)
-    store.open()
+    open_store(store)
     for content in (b"a", b"b"):
         store.check_room(1)
         push(store, content)
@@ -312,7 +312,7 @@ def test_no_more_modules_are_taken_in_than_a_setting_allows(tmp_path: Path) -> N
 def test_descriptions_count_in_the_budget_also_after_a_restart(tmp_path: Path) -> None:
     push_bytes = 1000
     store = new_store(tmp_path / "state", budget_bytes=push_bytes)
-    store.open()
+    open_store(store)
     push(store, b"a")
     taken = sum(path.stat().st_size for path in (tmp_path / "state" / "modules").rglob("module.*"))
     for _ in range(2):
@@ -322,7 +322,7 @@ def test_descriptions_count_in_the_budget_also_after_a_restart(tmp_path: Path) -
         assert caught.value.metadata["setting"] == "--module-disk"
         store.close()
         store = new_store(tmp_path / "state", budget_bytes=push_bytes)
-        store.open()
+        open_store(store)
     assert store.forget(TENANT, digest_of(b"a"))
     store.check_room(push_bytes)
     store.close()
@@ -331,9 +331,9 @@ def test_descriptions_count_in_the_budget_also_after_a_restart(tmp_path: Path) -
 def test_a_directory_serves_one_store_at_a_time(store: Store, tmp_path: Path) -> None:
     second = new_store(tmp_path / "state")
     with pytest.raises(StateDirectoryBusy, match="--state-dir"):
-        second.open()
+        open_store(second)
     store.close()
-    second.open()
+    open_store(second)
     second.close()
 
 
@@ -360,5 +360,5 @@ def test_a_directory_of_somebody_else_is_refused_and_not_touched(
 
     before = state()
     with pytest.raises(StateDirectoryForeign, match="--state-dir"):
-        new_store(tmp_path).open()
+        open_store(new_store(tmp_path))
     assert state() == before

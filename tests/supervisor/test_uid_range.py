@@ -75,3 +75,25 @@ def test_the_last_user_id_is_never_taken(tmp_path: Path) -> None:
 def test_a_lock_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     with pytest.raises(UidRangeUnavailable, match="nowhere"):
         take(None, 1, str(tmp_path / "nowhere" / "lock"))
+
+
+def test_the_range_of_before_is_taken_again_if_it_is_free(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    before = FIRST + 12_345
+    mine = take(None, 50, str(lock), before=before)
+    assert mine.ids.start == before
+    mine.close()
+    other = Other(lock, before + 49, 1)
+    mine = take(None, 50, str(lock), before=before)
+    assert mine.ids.start == FIRST
+    mine.close()
+    other.end()
+
+
+@pytest.mark.parametrize("before", [0, 1000, FIRST - 1, 2**31 - 10, 2**32 - 2])
+def test_a_range_that_daemons_do_not_take_is_no_range_of_before(
+    tmp_path: Path, before: int
+) -> None:
+    mine = take(None, 50, str(tmp_path / "lock"), before=before)
+    assert mine.ids.start == FIRST
+    mine.close()

@@ -12,6 +12,7 @@ when the supervisor does: by the parent-death signal, and by EOF on the socket.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import select
 import signal
@@ -19,7 +20,14 @@ import sys
 from typing import NamedTuple, NoReturn
 
 from sandboxd.runner.isolation import cgroups, kernel, namespaces
-from sandboxd.runner.isolation.layers import CGROUP, NAMESPACES, IsolationError, LayerState
+from sandboxd.runner.isolation.layers import (
+    CGROUP,
+    NAMESPACES,
+    IsolationError,
+    LayerState,
+    NotInForceError,
+    refused,
+)
 from sandboxd.runner.reaper import Switchboard, forget_signals
 from sandboxd.wire.v1 import control_pb2
 
@@ -34,6 +42,9 @@ class _Launched(NamedTuple):
 
 def main() -> None:
     """Serve until the supervisor hangs up."""
+    with contextlib.suppress(OSError):
+        # Inherited by what is forked; whether it holds, the zygote tells.
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     parser = argparse.ArgumentParser(description="Started by sandboxd; not for people.")
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--parent-pid", type=int, required=True)
@@ -141,7 +152,8 @@ def _be_outer(
     if CGROUP in required:
         garden.require()
     if request.namespaces == "off":
-        layer = LayerState(NAMESPACES, active=False, detail="switched off by --namespaces=off")
+        cause = NotInForceError("switched off by --namespaces=off")
+        layer = refused(NAMESPACES, cause, required=NAMESPACES in required)
     else:
         layer = namespaces.unshare(required=NAMESPACES in required)
     inner_read, inner_write = os.pipe2(os.O_CLOEXEC)

@@ -16,20 +16,24 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import signal
 import sys
 from typing import NoReturn
 
 from sandboxd.runner import children, engine, engine_identity, preload, rehearsal
 from sandboxd.runner.isolation import catalogue, credentials, ipc, libffi, memfd, namespaces
 from sandboxd.runner.isolation.layers import (
+    DAEMON_NON_DUMPABLE,
     EMPTY_ROOT,
     MEMFD_NOEXEC,
     NO_IPC,
     ZYGOTE_CAPABILITIES,
     IsolationError,
     LayerState,
+    NotInForceError,
+    refused,
 )
-from sandboxd.runner.isolation.lockdown import LAYERS, ChildPolicy, Planner
+from sandboxd.runner.isolation.lockdown import LAYERS, ChildPolicy, Plan, Planner
 from sandboxd.runner.isolation.slots import Slot, Slots
 from sandboxd.runner.reaper import Switchboard, forget_signals
 from sandboxd.wire.v1 import control_pb2
@@ -62,13 +66,10 @@ class Zygote:
         self._code_pages = libffi.find_writable_code()
         self._tasks_fd = os.open("/proc/self/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._script = rehearsal.compile_script(self._engines)
-        layers = [layer]
-        if layer.active:
-            layers.append(ipc.forbidden(required=NO_IPC in required))
-            # A setting of the PID namespace; without one of our own it would be the host's.
-            layers.append(memfd.refuse_executable(required=MEMFD_NOEXEC in required))
-            layers.append(namespaces.enter_empty_root(required=EMPTY_ROOT in required))
+        layers = [layer, *_enter(layer, required)]
         layers.append(credentials.limit_zygote(required=ZYGOTE_CAPABILITIES in required))
+        # Last: what changes credentials may change this, too.
+        layers.insert(0, credentials.verify_no_dumps(required=DAEMON_NON_DUMPABLE in required))
         layers += _rehearse(required)
         self._planner = Planner()
         self._switchboard = Switchboard(control_fd)
@@ -114,7 +115,28 @@ class Zygote:
         policy = self._policy(request, fds, cgroup)
         # Whatever can be worked out here costs the child nothing.
         plan = self._planner.plan(policy)
-        pid = os.fork()
+        pid = self._fork(request, fds, cgroup, policy, plan)
+        try:
+            self._announce(pid, request.child_id)
+        except OSError:
+            # The supervisor will take it for never born and give its user id to another one.
+            self._take_back(pid)
+            raise
+
+    def _fork(
+        self,
+        request: control_pb2.SpawnRequest,
+        fds: list[int],
+        cgroup: Slot | str,
+        policy: ChildPolicy,
+        plan: Plan,
+    ) -> int:
+        try:
+            pid = os.fork()
+        except OSError:
+            if isinstance(cgroup, Slot):
+                self._give_back(cgroup, 0)
+            raise
         if pid == 0:
             forget_signals()
             children.run_child(
@@ -123,12 +145,24 @@ class Zygote:
         self._pids[pid] = request.child_id
         if isinstance(cgroup, Slot):
             self._taken[pid] = cgroup
+        return pid
+
+    def _announce(self, pid: int, child_id: int) -> None:
         pidfd = os.pidfd_open(pid)
         try:
-            spawned = control_pb2.Spawned(child_id=request.child_id)
+            spawned = control_pb2.Spawned(child_id=child_id)
             self._send(control_pb2.ZygoteEvent(spawned=spawned), pidfd)
         finally:
             os.close(pidfd)
+
+    def _take_back(self, pid: int) -> None:
+        """Kill and reap a child that nobody was told of."""
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        del self._pids[pid]
+        cgroup = self._taken.pop(pid, None)
+        if cgroup is not None:
+            self._give_back(cgroup, 0)
 
     def _take_slot(self, limits: control_pb2.ChildLimits) -> Slot | str:
         if isinstance(self._slots, str):
@@ -178,6 +212,23 @@ class Zygote:
 
     def _send(self, event: control_pb2.ZygoteEvent, fd: int | None = None) -> None:
         self._switchboard.send(event.SerializeToString(), fd)
+
+
+def _enter(layer: LayerState, required: frozenset[str]) -> list[LayerState]:
+    """Take what rests on namespaces of our own; without them it is not active, which is told.
+
+    Raises IsolationError if a required layer does not hold.
+    """
+    if not layer.active:
+        cause = NotInForceError(f"there are no namespaces of our own: {layer.detail}")
+        names = (NO_IPC, MEMFD_NOEXEC, EMPTY_ROOT)
+        return [refused(name, cause, name in required) for name in names]
+    return [
+        ipc.forbidden(required=NO_IPC in required),
+        # A setting of the PID namespace; without one of our own it would be the host's.
+        memfd.refuse_executable(required=MEMFD_NOEXEC in required),
+        namespaces.enter_empty_root(required=EMPTY_ROOT in required),
+    ]
 
 
 def _rehearse(required: frozenset[str]) -> list[LayerState]:

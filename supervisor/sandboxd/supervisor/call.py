@@ -5,6 +5,7 @@ from __future__ import annotations
 from sandboxd.supervisor import frames
 from sandboxd.supervisor.embedding import field_tag, number_tag, varint
 from sandboxd.supervisor.keys import Key
+from sandboxd.supervisor.layers import NOTHING_HELD
 from sandboxd.supervisor.limits import CallLimits
 from sandboxd.supervisor.outbox import Outbox
 from sandboxd.supervisor.requests import Kind
@@ -32,7 +33,8 @@ def decode(raw: bytes) -> Received:
 class Call:
     """One call. Times ending in `_at` are of the event loop's clock, in seconds.
 
-    `grpc_deadline_at` is None if the client set no deadline. The last six are filled in on the way.
+    `grpc_deadline_at` is None if the client set no deadline. What follows is filled in on the way:
+    `layers` are those that hold for its runner.
     """
 
     __slots__ = (
@@ -44,6 +46,7 @@ class Call:
         "grpc_deadline_at",
         "key",
         "kind",
+        "layers",
         "limits",
         "peak_memory_bytes",
         "queue_s",
@@ -75,6 +78,7 @@ class Call:
         self.grpc_deadline_at = grpc_deadline_at
         self.queue_s = self.compile_s = self.bind_s = self.run_s = 0.0
         self.cpu_time_ns = self.peak_memory_bytes = 0
+        self.layers = NOTHING_HELD
         self.start_kind = sandbox_pb2.START_KIND_UNSPECIFIED
 
 

@@ -77,9 +77,12 @@ class Child:
     # --- birth, told by the zygote -------------------------------------------------------------
 
     def set_pidfd(self, pidfd: int) -> None:
-        """Take the process's pidfd; from now on it can be killed and its end is noticed."""
-        self.pidfd = pidfd
+        """Take the process's pidfd; from now on it can be killed and its end is noticed.
+
+        Raises OSError, with nothing taken, if there are no descriptors left.
+        """
         self.pid = pid_of(pidfd)
+        self.pidfd = pidfd
         with contextlib.suppress(OSError):
             self._status_fd = os.open(f"/proc/{self.pid}/status", os.O_RDONLY | os.O_CLOEXEC)
         self._loop.add_reader(pidfd, self._on_gone)

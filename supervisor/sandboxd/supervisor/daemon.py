@@ -8,7 +8,7 @@ import importlib.metadata
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
@@ -21,6 +21,7 @@ from sandboxd.supervisor import (
     host,
     isolation,
     privileges,
+    state_directory,
     status,
     uid_range,
 )
@@ -31,6 +32,7 @@ from sandboxd.supervisor.errors import StartError
 from sandboxd.supervisor.execution import Executor
 from sandboxd.supervisor.gate import Gate, shutting_down
 from sandboxd.supervisor.launcher import Launcher, LauncherLost
+from sandboxd.supervisor.layers import no_rows
 from sandboxd.supervisor.pool import Pool
 from sandboxd.supervisor.sdnotify import Notifier
 from sandboxd.supervisor.services.admin import AdminService
@@ -49,7 +51,6 @@ from sandboxd.v1 import (
     module_pb2_grpc,
     sandbox_pb2,
 )
-from sandboxd.wire.v1 import control_pb2
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,6 @@ class Daemon:
         self._zygote: Zygote | None = None
         self._zygote_starts = 0
         self._replacing: asyncio.Task[None] | None = None
-        self._layers: dict[str, control_pb2.IsolationLayer] = {}
         self._draining = False
         self._engine_version = ""
         self._notifier = Notifier()
@@ -109,7 +109,6 @@ class Daemon:
             configuration.compile_config(settings), self._cache, self._artifacts
         )
         self._pool = Pool(configuration.pool_config(settings))
-        self._pool.on_layers = self._note_layers
         self._executor = Executor(
             self._pool,
             self._compiles,
@@ -130,19 +129,19 @@ class Daemon:
 
     async def run(self) -> None:
         """Serve until asked to stop. Raises `StartError`, of whatever kind."""
-        try:
-            self._store.open()
-        except OSError as error:
-            raise StartError(
-                f"state directory: {error.filename}: {error.strerror}; pass another --state-dir"
-            ) from error
+        privileges.hide_memory()
         self._launcher = Launcher()
         try:
+            self._use_state(self._store.claim)
             # Exec'd first of all: while this process is small, has one thread, and may be root.
             self._launcher.start()
             if self._as_root:
                 # The first one may be the daemon's own.
-                self._uids = uid_range.take(self._settings.uid_base, 1 + self._slots)
+                self._uids = uid_range.take(
+                    self._settings.uid_base,
+                    1 + self._slots,
+                    before=os.fstat(self._store.directory_fd).st_uid,
+                )
             await self._start_zygote()
             await self._first_runner()
             await self._serve()
@@ -166,6 +165,9 @@ class Daemon:
 
     async def _serve(self) -> None:
         settings = self._settings
+        if self._as_root:
+            # Before gRPC starts threads, which inherit it.
+            privileges.forgo_privileges()
         server = aio.server(
             options=configuration.server_options(settings),
             # Beyond this, calls are refused by the transport before they cost anything here.
@@ -176,50 +178,52 @@ class Daemon:
         bound = endpoints.bind(
             server, settings.listen, settings.socket_group, tls, settings.insecure_tcp
         )
-        if settings.insecure_tcp:
-            log.warning("TCP without TLS: every user of this machine can run guests")
-        # The interpreter may be installed where only root can read: import now what would be
-        # imported at first use.
-        await asyncio.to_thread(importlib.import_module, "concurrent.futures.thread")
-        self._open_artifacts()
-        self._give_up_root()
-        await server.start()
-        await self._set_serving(True)
-        log.info("sandboxd %s listens on %s", VERSION, ", ".join(bound))
-        self._notifier.notify("READY=1", f"STATUS=serving on {', '.join(bound)}")
-        watchdog = self._loop.create_task(self._keep_alive())
+        watchdog: asyncio.Task[None] | None = None
         try:
+            if settings.insecure_tcp:
+                log.warning("TCP without TLS: every user of this machine can run guests")
+            # The interpreter may be installed where only root can read: import now what would be
+            # imported at first use.
+            await asyncio.to_thread(importlib.import_module, "concurrent.futures.thread")
+            self._give_up_root()
+            self._use_state(self._load_state)
+            await server.start()
+            await self._set_serving(True)
+            log.info("sandboxd %s listens on %s", VERSION, ", ".join(bound))
+            self._notifier.notify("READY=1", f"STATUS=serving on {', '.join(bound)}")
+            watchdog = self._loop.create_task(self._keep_alive())
             await self._stop.wait()
             await self._drain(server)
         finally:
-            watchdog.cancel()
+            if watchdog is not None:
+                watchdog.cancel()
             await server.stop(0)
             endpoints.unlink(bound)
 
-    def _open_artifacts(self) -> None:
-        """Before the state directory is handed over: afterwards, who owned what cannot be told."""
-        owners = {os.geteuid()}
+    def _use_state(self, step: Callable[[], None]) -> None:
         try:
-            if self._as_root:
-                owners.add(self._account().uid)
-            self._artifacts.open(self._store.directory_fd, owners)
-        except (privileges.PrivilegeError, OSError) as error:
-            raise StartError(f"artifacts: {error}") from error
+            step()
+        except OSError as error:
+            where = error.filename if isinstance(error.filename, str) else "state"
+            raise StartError(
+                f"state directory: {where}: {error.strerror}; pass another --state-dir"
+            ) from error
 
-    def _account(self) -> privileges.Account:
-        """Who the daemon becomes when started as root. Raises `PrivilegeError`."""
-        assert self._uids is not None
-        return privileges.account(self._settings.user, self._uids.ids.start)
+    def _load_state(self) -> None:
+        """Read what is on disk: never as root, for a former daemon's user may have left it."""
+        self._store.load()
+        self._artifacts.open(self._store.directory_fd, {os.geteuid()})
 
     def _give_up_root(self) -> None:
         """From here on nothing is root but the launcher and what it forks."""
         if not self._as_root:
             return
+        assert self._uids is not None
         try:
-            become = self._account()
-            privileges.hand_over(self._settings.state_dir, become)
+            become = privileges.account(self._settings.user, self._uids.ids.start)
+            state_directory.hand_over(self._store.directory_fd, self._settings.state_dir, become)
             privileges.give_up_root(become)
-        except (privileges.PrivilegeError, OSError) as error:
+        except OSError as error:
             raise StartError(f"as root: {error}") from error
         self._host.supervisor_uid = os.geteuid()
         log.info("runs as user %d from here on", become.uid)
@@ -290,9 +294,9 @@ class Daemon:
             raise
         self._zygote_starts += 1
         self._zygote = zygote
-        self._layers.update((layer.name, layer) for layer in zygote.layers)
         self._engine_version = zygote.engine_version
-        self._tell_layers()
+        self._executor.layers = zygote.layers
+        self._executor.responder.describe_daemon(zygote.engine_version, self._settings.isolation)
         self._compiles.use_zygote(zygote, self._processes(zygote))
         self._pool.use_zygote(zygote, self._processes(zygote))
 
@@ -300,7 +304,7 @@ class Daemon:
         """RLIMIT_NPROC of a child: it counts per user, so it depends on who shares the user."""
         if self._as_root:
             return configuration.RUNNER_THREADS  # every child has a user of its own
-        if any(layer.name == "namespaces" and layer.active for layer in zygote.layers):
+        if zygote.layers.is_active("namespaces"):
             # All share one user, but one that counts only within their namespace.
             return configuration.RUNNER_THREADS * self._slots
         return 0  # the user's other processes count, too: no number is right
@@ -319,6 +323,7 @@ class Daemon:
         log.error("the zygote is gone and all runners with it; starting another")
         self._pool.use_zygote(None, 0)
         self._compiles.use_zygote(None, 0)
+        self._executor.layers = None
         self._replacing = self._loop.create_task(self._replace_zygote())
 
     async def _replace_zygote(self) -> None:
@@ -351,23 +356,6 @@ class Daemon:
         self._launcher = Launcher()
         self._launcher.start()
 
-    def _note_layers(self, layers: Iterable[control_pb2.IsolationLayer]) -> None:
-        for layer in layers:
-            if layer.name not in isolation.LAYERS:
-                continue
-            known = self._layers.get(layer.name)
-            # One process where a layer does not hold is enough to say that it does not.
-            if known is None or known.active:
-                self._layers[layer.name] = layer
-        self._tell_layers()
-
-    def _tell_layers(self) -> None:
-        active = tuple(layer.name for layer in self._layers.values() if layer.active)
-        self._executor.active_layers = active
-        self._executor.responder.describe_daemon(
-            self._engine_version, self._settings.isolation, active
-        )
-
     # --- status -----------------------------------------------------------------------------------
 
     def snapshot(self) -> admin_pb2.GetStatusResponse:
@@ -375,6 +363,7 @@ class Daemon:
         now = self._loop.time()
         # Those not forked yet are counted, but have nothing to describe.
         runners = [runner for runner in self._pool.runners if runner.child.pid]
+        layers = self._zygote.layers.rows() if self._zygote is not None else no_rows()
         return admin_pb2.GetStatusResponse(
             version=VERSION,
             engine_version=self._engine_version,
@@ -386,7 +375,7 @@ class Daemon:
             outcomes=status.describe_answers(self._stats),
             latency=status.describe_latency(self._stats.latency),
             runners=[status.describe_runner(runner, now) for runner in runners],
-            layers=status.describe_layers(self._layers.values(), self._required),
+            layers=status.describe_layers(layers, self._required),
             modules=self._store.count(),
             zygote_pid=self._zygote.pid if self._zygote is not None else 0,
             compiling=self._compiles.working,

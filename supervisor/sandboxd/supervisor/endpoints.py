@@ -92,7 +92,7 @@ def _bind_unix(server: aio.Server, path: str, group: str) -> str:
     finally:
         os.umask(previous)
     try:
-        os.chown(path, -1, gid)
+        os.chown(path, -1, gid, follow_symlinks=False)
     except OSError as error:
         unlink([f"unix://{path}"])
         raise EndpointError(f"cannot give {path} to group {group!r}: {error.strerror}") from error

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import Awaitable, Collection, Iterator
 from typing import TypeVar
 
 from sandboxd.supervisor import faults, requests
@@ -21,6 +21,7 @@ from sandboxd.supervisor.artifacts import Artifact
 from sandboxd.supervisor.call import Call, Received, job_frame
 from sandboxd.supervisor.compilation import CompileService
 from sandboxd.supervisor.keys import Key, digest_of
+from sandboxd.supervisor.layers import Layers
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
 from sandboxd.supervisor.line import QueueDeadline
@@ -46,7 +47,8 @@ _NO_LIMITS = sandbox_pb2.Limits()
 class Executor:
     """Runs calls. Shared by all of them; holds no state of any one.
 
-    `active_layers` are those that a request may require; `responder` tells what became of calls.
+    `layers` are those of the present zygote, None while there is none; `responder` tells what
+    became of calls.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class Executor:
         self._loop = asyncio.get_running_loop()
         self._abandoned: set[asyncio.Task[None]] = set()
         self._default_limits = policy.resolve(_NO_LIMITS)
-        self.active_layers: tuple[str, ...] = ()
+        self.layers: Layers | None = None
         self.responder = Responder()
 
     async def execute(
@@ -84,8 +86,9 @@ class Executor:
         arrived_at = time.monotonic()
         request, _ = received
         kind = requests.check(request)
-        if request.require_layers:
-            self._check_layers(request.require_layers)
+        if request.require_layers and self.layers is not None:
+            # Early: before anything is compiled. The runner that is found later has the last word.
+            _check_layers(self.layers.refuted(request.require_layers))
         limits = self._default_limits
         if request.HasField("limits"):
             limits = self._policy.resolve(request.limits)
@@ -108,15 +111,6 @@ class Executor:
             raise
         self._stats.outcome(outcome, _since_ns(arrived_at))
         return response
-
-    def _check_layers(self, required: Iterable[str]) -> None:
-        missing = sorted(set(required).difference(self.active_layers))
-        if missing:
-            raise faults.LayerNotActive(
-                f"not active on this host: {', '.join(missing)}; see `sandboxctl doctor`",
-                field="require_layers",
-                metadata={"layers": ",".join(missing)},
-            )
 
     def _key(self, tenant: str, request: sandbox_pb2.ExecuteRequest, limits: CallLimits) -> Key:
         if request.HasField("wasm"):
@@ -217,6 +211,11 @@ class Executor:
         self, call: Call, runner: Runner, artifact: Artifact, fresh: bool
     ) -> tuple[str, bytes]:
         limits = call.limits
+        call.layers = runner.layers
+        required = call.request.require_layers
+        if required and (missing := set(required).difference(runner.layers.names)):
+            self._pool.release(runner, reusable=True)
+            _check_layers(missing)
         base_cpu_ns = runner.child.cpu_time_ns()
         rested = runner.rested(base_cpu_ns)
         handed_at = time.monotonic()
@@ -277,6 +276,16 @@ class Executor:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         self._alarms.close()
+
+
+def _check_layers(missing: Collection[str]) -> None:
+    if missing:
+        names = sorted(missing)
+        raise faults.LayerNotActive(
+            f"not active on this host: {', '.join(names)}; see `sandboxctl doctor`",
+            field="require_layers",
+            metadata={"layers": ",".join(names)},
+        )
 
 
 class _Stopped(Exception):  # noqa: N818 - a verdict, never seen outside

@@ -10,9 +10,12 @@ from collections.abc import Iterable
 
 from sandboxd.supervisor.errors import StartError
 
-# What every child applies to itself, on every host that is supported.
+DAEMON_NON_DUMPABLE = "daemon-non-dumpable"
+# What holds on every host that is supported; the first of the daemon's own processes, the others of
+# every child.
 _WALL = frozenset(
     {
+        DAEMON_NON_DUMPABLE,
         "descriptors",
         "session",
         "rlimits",
@@ -40,8 +43,16 @@ PRESETS: dict[str, frozenset[str]] = {
 # others need a kernel of today.
 LAYERS = PRESETS["strict"] | {"memfd-noexec", "cgroup", "no-ipc", "no-passed-descriptors"}
 
-# What a runner applies after it has loaded its module, and reports then.
+# Who tells of a layer: the zygote, of what it did once for all children; each child, of itself.
+# What a runner applies after it has loaded its module, the zygote has rehearsed, and it confirms.
 AFTER_LOADING = frozenset({"mdwe", "seccomp-sealed"})
+OF_ZYGOTE = _NAMESPACES | {
+    "memfd-noexec",
+    "no-ipc",
+    "no-passed-descriptors",
+    DAEMON_NON_DUMPABLE,
+}
+OF_CHILD = LAYERS - OF_ZYGOTE - AFTER_LOADING
 
 
 class UnknownLayer(StartError):  # noqa: N818 - a state of the world

@@ -44,9 +44,9 @@ class LaunchedZygote:
         self.exited: asyncio.Future[int] = loop.create_future()
 
     def set_pidfd(self, pidfd: int) -> None:
-        """Take the process's pidfd."""
-        self.pidfd = pidfd
+        """Take the process's pidfd. Raises OSError, with nothing taken, without descriptors."""
         self.pid = pid_of(pidfd)
+        self.pidfd = pidfd
         if not self.launched.done():
             self.launched.set_result(None)
 
@@ -132,7 +132,12 @@ class Launcher:
             return
         match event.WhichOneof("event"):
             case "launched" if event.launched.zygote_id in self._zygotes and fds:
-                self._zygotes[event.launched.zygote_id].set_pidfd(fds.pop())
+                pidfd = fds.pop()
+                try:
+                    self._zygotes[event.launched.zygote_id].set_pidfd(pidfd)
+                except OSError as error:
+                    log.error("a zygote cannot be looked after and is killed: %s", error.strerror)
+                    kill_unwatched(pidfd)
             case "exited":
                 zygote = self._zygotes.pop(event.exited.zygote_id, None)
                 if zygote is not None:
@@ -158,8 +163,20 @@ class Launcher:
                 await asyncio.to_thread(self._process.wait)
 
 
+def kill_unwatched(pidfd: int) -> None:
+    """Kill a process that cannot be taken, and close its pidfd."""
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    finally:
+        os.close(pidfd)
+
+
 def pid_of(pidfd: int) -> int:
-    """Return the process id in this process's namespace, or 0 if the process was reaped."""
+    """Return the process id in this process's namespace, or 0 if the process was reaped.
+
+    Raises OSError if there are no descriptors left.
+    """
     with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as info:
         for line in info:
             if line.startswith("Pid:"):

@@ -22,7 +22,6 @@ import logging
 import os
 import random
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sandboxd.supervisor import faults
@@ -89,7 +88,6 @@ class Pool:
         self._proof: asyncio.Future[str] | None = None
         self.started_total = 0
         self.ended_total = 0
-        self.on_layers: Callable[[Iterable[control_pb2.IsolationLayer]], None] = _ignore
         self._loop = asyncio.get_running_loop()
         self._all: set[Runner] = set()
         self._start_timers: dict[Runner, asyncio.TimerHandle] = {}
@@ -381,8 +379,7 @@ class Pool:
             child,
             outbox,
             interrupt_write,
-            self._zygote.sealing,
-            self.on_layers,
+            self._zygote.layers,
             self._on_ready,
             self._on_kill,
             self._on_dead,
@@ -479,7 +476,3 @@ class Pool:
 
 def _jitter() -> float:
     return 1.0 - random.random() * JITTER  # noqa: S311 - spreads load, guards nothing
-
-
-def _ignore(layers: Iterable[control_pb2.IsolationLayer]) -> None:
-    """Nobody wants to know."""

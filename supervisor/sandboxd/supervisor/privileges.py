@@ -1,9 +1,13 @@
-"""Giving root up: the process that speaks gRPC never runs as root.
+"""What the supervisor gives up: its memory to others, and root.
 
-Started as root, the daemon execs the launcher, opens its state, binds its sockets, and then becomes
-an ordinary user for good, before it answers the first byte. One capability stays: CAP_KILL. Every
-runner has a user id of its own, the kernel checks a pidfd's signal against it when it is sent, and
-the certain kill must not depend on any other process.
+The process that speaks gRPC never runs as root. Started as root, the daemon execs the launcher,
+binds its sockets, and then becomes an ordinary user for good, before it reads its state and answers
+the first byte. One capability stays: CAP_KILL. Every runner has a user id of its own, the kernel
+checks a pidfd's signal against it when it is sent, and the certain kill must not depend on any
+other process.
+
+Bounding set and no-new-privs belong to a thread, and are inherited by those that it starts: they go
+before gRPC starts its own. The C library changes the ids of every thread.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ DEFAULT_USER = "sandboxd"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # include/uapi/linux/prctl.h, capability.h
+_PR_GET_DUMPABLE = 3
+_PR_SET_DUMPABLE = 4
 _PR_SET_KEEPCAPS = 8
 _PR_CAPBSET_READ = 23
 _PR_CAPBSET_DROP = 24
@@ -71,27 +77,50 @@ def _exists(name: str) -> bool:
     return True
 
 
-def hand_over(directory: Path, to: Account) -> None:
-    """Give a directory and all in it to the account. Symbolic links are not followed."""
-    os.lchown(directory, to.uid, to.gid)
-    for parent, directories, files in os.walk(directory):
-        for name in (*directories, *files):
-            os.lchown(os.path.join(parent, name), to.uid, to.gid)
+def hide_memory() -> None:
+    """Let no process of the same user trace this one or read its memory; see `is_dumpable`.
+
+    To be called again after a change of user. The files below /proc/self belong to root from then
+    on; those that are open to others can be read still.
+    """
+    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def give_up_root(to: Account) -> None:
-    """Become the account, keeping CAP_KILL alone, and verify it. Raises `PrivilegeError`."""
+def is_dumpable() -> bool:
+    """True if processes of the same user may trace this one."""
+    return bool(_libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) != 0)
+
+
+def forgo_privileges() -> None:
+    """Empty the bounding set of all but CAP_KILL and set no-new-privs, for this and later threads.
+
+    Root keeps what it has, but cannot pass it on. Raises `PrivilegeError`, also if there is
+    another thread already, which would be left out. `give_up_root` verifies it.
+    """
+    if len(os.listdir("/proc/self/task")) != 1:
+        raise PrivilegeError("privileges cannot be given up: another thread is running")
     try:
         for capability in range(_LAST_CAP_POSSIBLE + 1):
             if capability != _CAP_KILL and _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) == 1:
                 _checked(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0))
+        _checked(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    except OSError as error:
+        raise PrivilegeError(f"privileges cannot be given up: {error.strerror}") from error
+
+
+def give_up_root(to: Account) -> None:
+    """Become the account, keeping CAP_KILL alone, and verify it. Raises `PrivilegeError`.
+
+    `forgo_privileges` must have come before the first thread.
+    """
+    try:
         _checked(_libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
         # The C library changes the ids of every thread; only this one keeps capabilities.
         os.setgroups([])
         os.setresgid(to.gid, to.gid, to.gid)
         os.setresuid(to.uid, to.uid, to.uid)
         _keep_only_kill()
-        _checked(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+        hide_memory()
     except OSError as error:
         raise PrivilegeError(f"root cannot be given up: {error.strerror}") from error
     _verify(to)
@@ -120,8 +149,11 @@ def _verify(to: Account) -> None:
         )
         if set(fields["Uid"].split()) != {str(to.uid)} or fields["Groups"].strip():
             raise PrivilegeError(f"thread {task.name} still runs as {fields['Uid']}")
-        if int(fields["CapEff"], 16) & ~(1 << _CAP_KILL):
-            raise PrivilegeError(f"thread {task.name} still has capabilities {fields['CapEff']}")
+        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            if int(fields[name], 16) & ~(1 << _CAP_KILL):
+                raise PrivilegeError(f"thread {task.name} still has {name} {fields[name]}")
+        if fields["NoNewPrivs"] != "1":
+            raise PrivilegeError(f"thread {task.name} could gain privileges")
     try:
         os.setresuid(0, 0, 0)
     except PermissionError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from google.protobuf.message import DecodeError
 
@@ -46,14 +46,10 @@ class Responder:
         self.stopping = False
         self._about_daemon = b""
 
-    def describe_daemon(
-        self, engine_version: str, isolation_profile: str, active_layers: Sequence[str]
-    ) -> None:
+    def describe_daemon(self, engine_version: str, isolation_profile: str) -> None:
         """Set what receipts tell of the daemon from now on."""
         self._about_daemon = sandbox_pb2.Receipt(
-            engine_version=engine_version,
-            isolation_profile=isolation_profile,
-            isolation_layers=active_layers,
+            engine_version=engine_version, isolation_profile=isolation_profile
         ).SerializeToString()
 
     def respond(
@@ -125,10 +121,9 @@ class Responder:
             if ending.HasField("fuel_consumed"):
                 reported.fuel_consumed = ending.fuel_consumed
         own = receipt.SerializeToString()
-        of_limits, of_daemon = call.limits.receipt_fields, self._about_daemon
-        length = varint(len(own) + len(of_limits) + len(of_daemon))
         # Fields of one receipt, the unchanging ones as they were serialized once.
-        return b"".join((response.SerializeToString(), _RECEIPT, length, own, of_limits, of_daemon))
+        fields = own + call.limits.receipt_fields + self._about_daemon + call.layers.receipt_fields
+        return b"".join((response.SerializeToString(), _RECEIPT, varint(len(fields)), fields))
 
     def _tell_death(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -19,11 +19,12 @@ from sandboxd.supervisor import frames
 from sandboxd.supervisor.artifacts import Artifact
 from sandboxd.supervisor.child import Child, ExitStatus
 from sandboxd.supervisor.keys import Key
+from sandboxd.supervisor.layers import NOTHING_HELD, LayerMissing, Layers
 from sandboxd.supervisor.lifecycle import TRANSITIONS, Event, State
 from sandboxd.supervisor.outbox import Outbox
 from sandboxd.supervisor.text import for_people
 from sandboxd.v1 import call_pb2
-from sandboxd.wire.v1 import control_pb2, runner_pb2
+from sandboxd.wire.v1 import runner_pb2
 
 # Every frame is short: at most a result of 16 KiB, a thousand numbers, or a backtrace of the
 # engine's 20 frames with names of 256 characters. What is longer goes through the outbox. A long
@@ -82,8 +83,8 @@ class Runner:
     """A runner. The pool owns it, one call at a time borrows it.
 
     `on_ready(runner)`, `on_kill(runner, previous_state)` and `on_dead(runner)` are called once
-    each, in this order; the first one not if it never got ready. `on_layers` hears of layers that
-    it reports as verified, before it is ready; `sealing` names those that must hold after loading.
+    each, in this order; the first one not if it never got ready. `zygote_layers` hears of its
+    layers before it is ready; from then on `layers` names all that hold for it.
     """
 
     def __init__(
@@ -91,8 +92,7 @@ class Runner:
         child: Child,
         outbox: Outbox,
         interrupt_fd: int,
-        sealing: frozenset[str],
-        on_layers: Callable[[Iterable[control_pb2.IsolationLayer]], None],
+        zygote_layers: Layers,
         on_ready: Callable[[Runner], None],
         on_kill: Callable[[Runner, State], None],
         on_dead: Callable[[Runner], None],
@@ -108,11 +108,11 @@ class Runner:
         self.leased_to: Key | None = None
         self._idle_cpu_ns = 0
         self.breach = ""
+        self.layers = NOTHING_HELD
         self._hung_up = False
         self._bind_failure = runner_pb2.BIND_FAILURE_UNSPECIFIED
         self._interrupt_fd = interrupt_fd
-        self._sealing = sealing
-        self._on_layers = on_layers
+        self._zygote_layers = zygote_layers
         self._on_ready = on_ready
         self._on_kill = on_kill
         self._on_dead = on_dead
@@ -241,11 +241,18 @@ class Runner:
             case "bound":
                 self._bound(reply.bound)
             case "ready":
-                self._on_layers(reply.ready.layers)
-                self._ready_seen = True
-                self._maybe_ready()
+                self._ready(reply.ready)
             case "failed":
                 self._breached(f"it could not lock itself down: {reply.failed.message}")
+
+    def _ready(self, ready: runner_pb2.Ready) -> None:
+        try:
+            self.layers = self._zygote_layers.of_child(ready.layers)
+        except LayerMissing as missing:
+            self._breached(str(missing))
+            return
+        self._ready_seen = True
+        self._maybe_ready()
 
     def _answered(self, result: runner_pb2.Result) -> None:
         if self._given is not None:
@@ -275,7 +282,9 @@ class Runner:
             return
         # What it says now is the word of a process that has loaded hostile code. That a layer holds
         # cannot be believed beyond what the zygote has rehearsed; that one does not is an alarm.
-        missing = self._sealing.difference(layer.name for layer in bound.layers if layer.active)
+        missing = self._zygote_layers.sealing.difference(
+            layer.name for layer in bound.layers if layer.active
+        )
         if missing:
             self._breached(f"after loading, {', '.join(sorted(missing))} does not hold")
             return

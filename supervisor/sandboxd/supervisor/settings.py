@@ -181,8 +181,9 @@ class Settings:
     uid_base: int | None = _option(
         None,
         "First user id of the range that runners take when started as root. The range must not "
-        "overlap with real users or containers. [default: the first range from 1900000000 on "
-        "that no other sandboxd of this machine takes]",
+        "overlap with real users or containers. [default: the range that owns the state "
+        "directory, else the first one from 1900000000 on that no other sandboxd of this "
+        "machine takes]",
         COUNT,
         show=False,
     )

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import bisect
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -34,9 +33,9 @@ from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from sandboxd.supervisor import faults
-from sandboxd.supervisor.errors import StartError
+from sandboxd.supervisor import faults, state_directory
 from sandboxd.supervisor.keys import DIGEST_PREFIX
+from sandboxd.supervisor.state_directory import StateDirectoryForeign
 from sandboxd.v1 import module_pb2
 
 log = logging.getLogger(__name__)
@@ -46,19 +45,7 @@ META_NAME = "module.pb"
 
 
 # What a daemon makes in its state directory: its own files, and the artifact store's.
-OWN_NAMES = frozenset({"lock", "incoming", "modules", "artifacts", "secret"})
-
-
-class StateDirectoryUnusable(StartError):  # noqa: N818 - a state of the world
-    """The state directory cannot be used; the message says why and what to do."""
-
-
-class StateDirectoryBusy(StateDirectoryUnusable):
-    """Another daemon uses the state directory."""
-
-
-class StateDirectoryForeign(StateDirectoryUnusable):
-    """The directory is somebody else's: it holds what no daemon made."""
+OWN_NAMES = frozenset({state_directory.LOCK_NAME, "incoming", "modules", "artifacts", "secret"})
 
 
 class Entry(NamedTuple):
@@ -186,27 +173,19 @@ class Store:
         self._lock_fd = self._base_fd = -1
         self._state_dir = state_dir
 
-    def open(self) -> None:
-        """Lock the directory, drop what was never acknowledged, read the index.
+    def claim(self) -> None:
+        """Open and lock the directory. Nothing else in it is touched: this may be root.
 
         Raises `StateDirectoryUnusable`, or OSError with a path that cannot be used.
         """
-        self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._refuse_foreign()
-        self._lock_fd = os.open(
-            self._state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
-            raise StateDirectoryBusy(
-                f"another sandboxd uses {self._state_dir}; stop it or pass another --state-dir"
-            ) from None
         # By descriptor from here on: once root is given up, the way to the directory may be barred,
         # and whoever swaps a directory on the way changes nothing.
-        self._base_fd = os.open(self._state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._base_fd = state_directory.open_or_make(self._state_dir)
+        self._refuse_foreign()
+        self._lock_fd = state_directory.lock(self._base_fd, self._state_dir)
+
+    def load(self) -> None:
+        """Drop what was never acknowledged and read the index. Raises OSError."""
         base = Path(f"/proc/self/fd/{self._base_fd}")
         self._modules = base / "modules"
         self._incoming = base / "incoming"
@@ -221,9 +200,9 @@ class Store:
 
     def _refuse_foreign(self) -> None:
         """Touch no directory that is not ours alone: files in it are removed, and change owner."""
-        names = {entry.name for entry in self._state_dir.iterdir()}
+        names = set(os.listdir(self._base_fd))
         foreign = {name for name in names - OWN_NAMES if not name.startswith("secret-")}
-        if foreign or (names and "lock" not in names):
+        if foreign or (names and state_directory.LOCK_NAME not in names):
             raise StateDirectoryForeign(
                 f"{self._state_dir} holds what is not sandboxd's ({min(foreign or names)!r}); pass "
                 "an empty directory as --state-dir"

@@ -9,7 +9,9 @@ overlaps are refused by the kernel. The lock ends with the process.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
+from collections.abc import Iterable
 
 from sandboxd.supervisor.errors import StartError
 
@@ -41,11 +43,20 @@ class UidRange:
             self._lock_fd = -1
 
 
-def take(first: int | None, count: int, lock_path: str = LOCK_PATH) -> UidRange:
-    """Lock `count` user ids from `first` on, or the first free ones if it is None.
+def is_automatic(uid: int) -> bool:
+    """True for a user id that only daemons take, by themselves."""
+    return FIRST <= uid <= _LAST
 
-    An operator's choice is never replaced by another: what lies beside it may be in use. Raises
-    `UidRangeUnavailable`.
+
+def take(
+    first: int | None, count: int, lock_path: str = LOCK_PATH, before: int | None = None
+) -> UidRange:
+    """Lock `count` user ids from `first` on. If that is None: from `before` on, if daemons take
+    those and they are free, else the first free ones.
+
+    `before` is where this daemon's ids began the last time: what it left on disk is its own still,
+    and nobody else's. An operator's choice is never replaced by another: what lies beside it may be
+    in use. Raises `UidRangeUnavailable`.
     """
     if first is not None and first + count - 1 > MAX_UID:
         raise UidRangeUnavailable(
@@ -57,8 +68,7 @@ def take(first: int | None, count: int, lock_path: str = LOCK_PATH) -> UidRange:
         raise UidRangeUnavailable(
             f"user ids are locked in {lock_path}: {error.strerror}; make its directory writable"
         ) from error
-    bases = range(FIRST, _LAST - count, max(_STEP, count)) if first is None else (first,)
-    for base in bases:
+    for base in _bases(first, count, before):
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, count, base)
         except (BlockingIOError, PermissionError):
@@ -68,3 +78,12 @@ def take(first: int | None, count: int, lock_path: str = LOCK_PATH) -> UidRange:
     raise UidRangeUnavailable(
         "another sandboxd takes user ids of this range; pass another --uid-base, or none"
     )
+
+
+def _bases(first: int | None, count: int, before: int | None) -> Iterable[int]:
+    if first is not None:
+        return (first,)
+    automatic = range(FIRST, _LAST - count, max(_STEP, count))
+    if before is not None and FIRST <= before < _LAST - count:
+        return itertools.chain((before,), automatic)
+    return automatic

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from sandboxd.supervisor import faults, isolation
+from sandboxd.supervisor import faults
 from sandboxd.supervisor.child import UNKNOWN_EXIT, Child, ExitStatus
 from sandboxd.supervisor.errors import StartError
 from sandboxd.supervisor.keys import EngineIdentity
-from sandboxd.supervisor.launcher import LaunchedZygote, Launcher
+from sandboxd.supervisor.launcher import LaunchedZygote, Launcher, kill_unwatched
+from sandboxd.supervisor.layers import LayerMissing, Layers
 from sandboxd.supervisor.packets import PacketSocket, close_all
 from sandboxd.wire.v1 import control_pb2
 
@@ -70,7 +71,7 @@ class Zygote:
         self._ready: asyncio.Future[control_pb2.ZygoteReady] = self._loop.create_future()
         self.engine_version = ""
         self.engine = EngineIdentity("", "", "", "")
-        self.layers: list[control_pb2.IsolationLayer] = []
+        self.layers = Layers((), ())
 
     @property
     def pid(self) -> int:
@@ -83,15 +84,9 @@ class Zygote:
         return bool(self.engine_version) and self._control.is_open
 
     @property
-    def sealing(self) -> frozenset[str]:
-        """Layers that every runner applies after loading: the zygote has rehearsed them."""
-        active = {layer.name for layer in self.layers if layer.active}
-        return isolation.AFTER_LOADING & active
-
-    @property
     def _refuses_descriptors(self) -> bool:
         """Whether the kernel can keep a child from sending descriptors."""
-        return any(layer.name == "no-passed-descriptors" and layer.active for layer in self.layers)
+        return self.layers.is_active("no-passed-descriptors")
 
     @property
     def has_slot(self) -> bool:
@@ -105,7 +100,10 @@ class Zygote:
         required: Sequence[str],
         cgroups: control_pb2.Cgroups,
     ) -> None:
-        """Have it forked and wait until it is preloaded. Raises `ZygoteFailed`, `LauncherLost`."""
+        """Have it forked and wait until it is preloaded.
+
+        Raises `ZygoteFailed`, also if it lacks a required layer, and `LauncherLost`.
+        """
         with self._control.theirs as theirs:
             self._process = launcher.launch(theirs, namespaces, required, cgroups)
         try:
@@ -118,6 +116,11 @@ class Zygote:
             raise ZygoteFailed(
                 f"the zygote ended with status {status}; see its message above"
             ) from None
+        try:
+            self.layers = Layers(ready.layers, required)
+        except LayerMissing as missing:
+            await self.stop()
+            raise ZygoteFailed(str(missing)) from missing
         self.engine_version = ready.engine_version
         self.engine = EngineIdentity(
             ready.engine_version,
@@ -125,7 +128,6 @@ class Zygote:
             ready.engine_fingerprint,
             ready.cpu_features_sha256,
         )
-        self.layers = list(ready.layers)
 
     # --- children -------------------------------------------------------------------------------
 
@@ -181,7 +183,7 @@ class Zygote:
             case "ready" if not self._ready.done():
                 self._ready.set_result(event.ready)
             case "spawned" if event.spawned.child_id in self._children and len(fds) == 1:
-                self._children[event.spawned.child_id].set_pidfd(fds.pop())
+                _adopt(self._children[event.spawned.child_id], fds.pop())
             case "spawn_failed":
                 log.error("a process could not be started: %s", event.spawn_failed.message)
                 self._end(event.spawn_failed.child_id, UNKNOWN_EXIT)
@@ -264,6 +266,15 @@ def _refuse_descriptors(ours: socket.socket) -> None:
     ours.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
     if ours.getsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS) != 0:
         raise OSError(errno.ENOPROTOOPT, "SO_PASSRIGHTS does not read 0")
+
+
+def _adopt(child: Child, pidfd: int) -> None:
+    try:
+        child.set_pidfd(pidfd)
+    except OSError as error:
+        # It could be neither measured nor watched. The zygote tells of its end.
+        log.error("a process cannot be looked after and is killed: %s", error.strerror)
+        kill_unwatched(pidfd)
 
 
 def _nothing() -> None:

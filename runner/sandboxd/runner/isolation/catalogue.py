@@ -16,6 +16,7 @@ from sandboxd.runner.isolation import (
     cgroups,
     credentials,
     ipc,
+    kernel,
     lockdown,
     memfd,
     namespaces,
@@ -23,6 +24,7 @@ from sandboxd.runner.isolation import (
 )
 from sandboxd.runner.isolation.layers import (
     CGROUP,
+    DAEMON_NON_DUMPABLE,
     EMPTY_ROOT,
     LANDLOCK,
     MDWE,
@@ -121,6 +123,11 @@ def _probe_policy(parent: int, required: frozenset[str]) -> ChildPolicy:
 # -- how each is held ----------------------------------------------------------------------------
 
 
+def _hold_memory(_policy: ChildPolicy) -> LayerState:
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+    return credentials.verify_no_dumps(required=False)
+
+
 def _hold_namespaces(_policy: ChildPolicy) -> LayerState:
     return namespaces.unshare(required=False)
 
@@ -191,6 +198,7 @@ PASSING: Final = Layer(NO_PASSED_DESCRIPTORS, "supervisor", _hold_socket)
 #: All, in the order in which they are taken.
 LAYERS: Final = (
     PASSING,
+    Layer(DAEMON_NON_DUMPABLE, "zygote", _hold_memory),
     Layer(NAMESPACES, "zygote", _hold_namespaces),
     Layer(NO_IPC, "zygote", _in_namespaces(ipc.forbidden)),
     Layer(MEMFD_NOEXEC, "zygote", _in_namespaces(memfd.refuse_executable)),

@@ -10,6 +10,7 @@ from typing import Final
 
 from sandboxd.runner.isolation import kernel
 from sandboxd.runner.isolation.layers import (
+    DAEMON_NON_DUMPABLE,
     ZYGOTE_CAPABILITIES,
     LayerState,
     NotInForceError,
@@ -75,6 +76,19 @@ def limit_zygote(required: bool) -> LayerState:
     names = "CAP_KILL, CAP_SETGID and CAP_SETUID" if kept else "no capability"
     detail = f"holds {names}; bounding set of {bounding}"
     return LayerState(ZYGOTE_CAPABILITIES, active=True, detail=detail)
+
+
+def verify_no_dumps(required: bool) -> LayerState:
+    """Check that this process is not dumpable, nor are those above it that it was forked from.
+
+    Raises IsolationError if required, or returns the inactive state.
+    """
+    try:
+        if value := kernel.prctl(kernel.PR_GET_DUMPABLE):
+            raise NotInForceError(f"PR_GET_DUMPABLE reads {value}")
+    except (OSError, NotInForceError) as error:
+        return refused(DAEMON_NON_DUMPABLE, error, required)
+    return LayerState(DAEMON_NON_DUMPABLE, active=True, detail="PR_GET_DUMPABLE reads 0")
 
 
 def _verify_bounding(kept: int) -> int:

@@ -42,6 +42,7 @@ PROT_READ: Final = 1
 PROT_EXEC: Final = 4
 
 CLONE_VM: Final = 0x00000100
+CLONE_NEWUSER: Final = 0x10000000
 
 _SECCOMP_SET_MODE_FILTER: Final = 1
 _SECCOMP_FILTER_FLAG_TSYNC: Final = 1
@@ -66,6 +67,7 @@ def _prototype(name: str, *argtypes: type) -> ctypes._NamedFuncPointer:
 _syscall = _prototype("syscall", *([_ulong] * 7))
 _prctl = _prototype("prctl", ctypes.c_int, *([_ulong] * 4))
 _unshare = _prototype("unshare", ctypes.c_int)
+_setns = _prototype("setns", ctypes.c_int, ctypes.c_int)
 _mprotect = _prototype("mprotect", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _capget = _prototype("capget", ctypes.c_void_p, ctypes.c_void_p)
 _capset = _prototype("capset", ctypes.c_void_p, ctypes.c_void_p)
@@ -99,6 +101,11 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
 def unshare(flags: int) -> None:
     """unshare(2)."""
     _checked(_unshare(flags), "unshare")
+
+
+def setns(pidfd: int, flags: int) -> None:
+    """setns(2) with a process's descriptor; needs Linux 5.8."""
+    _checked(_setns(pidfd, flags), "setns")
 
 
 def mprotect(address: int, length: int, protection: int) -> None:

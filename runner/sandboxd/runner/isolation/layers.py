@@ -8,6 +8,7 @@ from typing import Final
 DESCRIPTORS: Final = "descriptors"
 SESSION: Final = "session"
 CGROUP: Final = "cgroup"
+DAEMON_NON_DUMPABLE: Final = "daemon-non-dumpable"
 NAMESPACES: Final = "namespaces"
 NO_IPC: Final = "no-ipc"
 NO_PASSED_DESCRIPTORS: Final = "no-passed-descriptors"
@@ -51,6 +52,9 @@ SEAL_REQUIRED_DEFAULT: Final = frozenset({SECCOMP_SEALED})
 
 #: What each layer is for.
 REASONS: Final = {
+    DAEMON_NON_DUMPABLE: (
+        "no process of their user can trace supervisor, launcher and zygote or read their memory"
+    ),
     NAMESPACES: "no process, network, mount or IPC object of the host can be named",
     NO_PASSED_DESCRIPTORS: "a child can send bytes to the supervisor, and no descriptor",
     NO_IPC: "no shared memory or message queue outlives a child or escapes its limits",
@@ -81,6 +85,7 @@ REMEDIES: Final = {
         "and ProtectControlGroups=no in the unit, or systemd-run --property=Delegate=yes), and do "
         "not pass --cgroups=off"
     ),
+    DAEMON_NON_DUMPABLE: "needs prctl(PR_SET_DUMPABLE)",
     NO_PASSED_DESCRIPTORS: "needs Linux 6.16 (SO_PASSRIGHTS)",
     NO_IPC: (
         "start with namespaces, and /proc/sys writable; an ordinary user needs Linux 5.19 and a "
@@ -93,9 +98,9 @@ REMEDIES: Final = {
     NAMESPACES: (
         "start as root with CAP_SYS_ADMIN, or allow unprivileged user namespaces "
         "(user.max_user_namespaces above 0, kernel.apparmor_restrict_unprivileged_userns=0, "
-        "no RestrictNamespaces= in the unit)"
+        "no RestrictNamespaces= in the unit), and do not pass --namespaces=off"
     ),
-    EMPTY_ROOT: "allow mount, pivot_root and chroot in the new mount namespace",
+    EMPTY_ROOT: "needs namespaces; allow mount, pivot_root and chroot in the new mount namespace",
     RLIMITS: "raise the hard limits that the daemon was started with",
     CAPABILITIES: "start as root with CAP_SETPCAP, or as an ordinary user without capabilities",
     UID: (

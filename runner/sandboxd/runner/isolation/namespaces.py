@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from sandboxd.runner.isolation import ipc, kernel
 from sandboxd.runner.isolation.layers import (
@@ -18,7 +18,6 @@ from sandboxd.runner.isolation.layers import (
     refused,
 )
 
-_CLONE_NEWUSER: Final = 0x10000000
 #: Flag of unshare(2) and link in /proc/self/ns, for every namespace that is always entered.
 _NAMESPACES: Final = {
     "mnt": 0x00020000,
@@ -28,6 +27,8 @@ _NAMESPACES: Final = {
     "pid_for_children": 0x20000000,
     "net": 0x40000000,
 }
+
+_MADE: Final = b"made"
 
 _MS_RDONLY: Final = 1
 _MS_NOSUID: Final = 2
@@ -70,26 +71,77 @@ def unshare(required: bool) -> LayerState:
 
 
 def _enter() -> None:
-    user, group = os.geteuid(), os.getegid()
     before = _identities()
-    if user == 0:
+    if os.geteuid() == 0:
         kernel.unshare(sum(_NAMESPACES.values()))
         _forbid_ipc(before)
         return
-    # Two user namespaces: the limits of an IPC namespace are user 0's, of the one that it was made
-    # in, to set. In the second one everybody is who they were, and has no say over the first.
-    kernel.unshare(_CLONE_NEWUSER | _NAMESPACES["ipc"])
-    _write("/proc/self/setgroups", "deny")
-    _map(user, group, inside=(0, 0))
-    _forbid_ipc(before)
-    others = sum(flag for name, flag in _NAMESPACES.items() if name != "ipc")
-    kernel.unshare(_CLONE_NEWUSER | others)
-    _map(0, 0, inside=(user, group))
+    _join_user_namespace(before)
+    kernel.unshare(sum(flag for name, flag in _NAMESPACES.items() if name != "ipc"))
+
+
+def _join_user_namespace(before: dict[str, str]) -> None:
+    """Enter a user and an IPC namespace that a child of this process makes.
+
+    Ids are mapped through files in /proc/self, and those of a process that is not dumpable belong
+    to root. This process is not, and must not be for a moment: whoever traced it then would keep
+    it. Of the child nothing is kept but namespaces, over which its user has every power anyway.
+    """
+    made_reading, made_writing = os.pipe2(os.O_CLOEXEC)
+    stay_reading, stay_writing = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        os.close(stay_writing)
+        _make_user_namespace(before, made_writing, stay_reading)
+    os.close(made_writing)
+    os.close(stay_reading)
+    pidfd = -1
+    try:
+        with open(made_reading, "rb", buffering=0) as made:
+            if (answer := made.read(1024)) != _MADE:
+                text = (answer or b"").decode(errors="replace")
+                raise NotInForceError(text or "a user namespace cannot be made")
+        pidfd = os.pidfd_open(child)
+        kernel.setns(pidfd, kernel.CLONE_NEWUSER | _NAMESPACES["ipc"])
+    finally:
+        if pidfd >= 0:
+            os.close(pidfd)
+        os.close(stay_writing)
+        os.waitpid(child, 0)
+    _verify_mapped()
+
+
+def _make_user_namespace(before: dict[str, str], made: int, stay: int) -> NoReturn:
+    user, group = os.geteuid(), os.getegid()
+    try:
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+        # Two: the limits of an IPC namespace are user 0's, of the one that it was made in, to set.
+        # In the second one everybody is who they were, and has no say over the first.
+        kernel.unshare(kernel.CLONE_NEWUSER | _NAMESPACES["ipc"])
+        _write("/proc/self/setgroups", "deny")
+        _map(user, group, inside=(0, 0))
+        _forbid_ipc(before)
+        kernel.unshare(kernel.CLONE_NEWUSER)
+        _map(0, 0, inside=(user, group))
+        os.write(made, _MADE)
+        os.read(stay, 1)  # until the other has entered, or is gone
+    except OSError as error:
+        os.write(made, str(error).encode())
+    finally:
+        os._exit(0)
 
 
 def _map(user: int, group: int, inside: tuple[int, int]) -> None:
     _write("/proc/self/uid_map", f"{inside[0]} {user} 1")
     _write("/proc/self/gid_map", f"{inside[1]} {group} 1")
+
+
+def _verify_mapped() -> None:
+    for name, number in (("uid_map", os.geteuid()), ("gid_map", os.getegid())):
+        mapped = Path("/proc/self", name).read_text("utf-8").split()
+        # To user 0 of the user namespace around this one, which is the same user.
+        if mapped != [str(number), "0", "1"]:
+            raise NotInForceError(f"{name} reads {mapped}")
 
 
 def _forbid_ipc(before: dict[str, str]) -> None:
