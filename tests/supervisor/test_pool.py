@@ -434,7 +434,6 @@ class PoolMachine(RuleBasedStateMachine):
     """Calls come, end, fail, are cancelled; runners die; nobody is forgotten or served twice."""
 
     CAPACITY, SPARES, QUEUE = 3, 1, 5
-    PATIENCE_S = 0.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -448,15 +447,12 @@ class PoolMachine(RuleBasedStateMachine):
             capacity=self.CAPACITY,
             spares=self.SPARES,
             queue_capacity=self.QUEUE,
-            busy_per_module=1,
-            patience_s=self.PATIENCE_S,
         )
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(work)
 
     async def _settle(self) -> None:
-        await asyncio.sleep(self.PATIENCE_S)
         await turn(10)
         self.waiting = [task for task in self.waiting if not task.done()]
         for runner in self.working:
@@ -566,16 +562,3 @@ class PoolMachine(RuleBasedStateMachine):
 
 PoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestPoolMachine = PoolMachine.TestCase
-
-
-class PatientPoolMachine(PoolMachine):
-    """The same where calls of a module wait for one another. The queue is never full."""
-
-    QUEUE = 1000
-    PATIENCE_S = 0.001
-
-
-PatientPoolMachine.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None
-)
-TestPatientPoolMachine = PatientPoolMachine.TestCase

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import resource
 
 from sandboxd.supervisor import endpoints
@@ -24,9 +23,6 @@ log = logging.getLogger(__name__)
 RUNNER_OVERHEAD_BYTES = 192 * MIB
 # Threads of one runner: main, interrupt, and those that WASI input and output start.
 RUNNER_THREADS = 16
-# How long a call waits for a process of its module that is at work, though others are free. Many
-# times what a short call takes, and nothing that the caller of a long one would notice.
-PATIENCE_S = 0.002
 # Descriptors: of a runner or compiler (socket, pidfd, status, outbox or artifact, interrupt pipe or
 # module), and of everything else but artifacts and connections: pushes, three each, and what is
 # always open.
@@ -160,8 +156,6 @@ def pool_config(settings: Settings) -> PoolConfig:
         idle_timeout_s=settings.runner_idle_timeout / 1000,
         max_output_bytes=settings.max_output,
         max_input_bytes=settings.max_message,
-        busy_per_module=max(2, len(os.sched_getaffinity(0))),
-        patience_s=PATIENCE_S,
         limits=ChildLimits(
             data_bytes=settings.max_memory + settings.max_artifact + RUNNER_OVERHEAD_BYTES,
             # A backstop only: the supervisor's clock is the limit. It must never fire first.

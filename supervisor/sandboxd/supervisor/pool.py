@@ -8,9 +8,6 @@ modules or tenants.
 The queue is first come, first served, with one exception: a runner that becomes free serves the
 first waiter for its own key, because anything else would cost a process. The exception is bounded:
 after `MAX_OVERTAKEN` such turns the first in line is served whatever it costs.
-
-Before a call takes another process of its module, or joins the queue, it may wait a moment for one
-that is at work: see sharing.py.
 """
 
 from __future__ import annotations
@@ -31,7 +28,6 @@ from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.line import Line, Waiter
 from sandboxd.supervisor.outbox import Outbox
 from sandboxd.supervisor.runner import Runner
-from sandboxd.supervisor.sharing import Module, Patience
 from sandboxd.supervisor.zygote import ChildLimits, Zygote
 from sandboxd.wire.v1 import control_pb2
 
@@ -72,10 +68,6 @@ class PoolConfig:
     """Resource limits of a runner."""
     max_input_bytes: int = 0
     """The longest input of a call: sizes the inbox."""
-    busy_per_module: int = 2
-    """Calls of one module at work from which on the next one waits for one of them."""
-    patience_s: float = 0.0
-    """How long it does, at most."""
 
 
 class Pool:
@@ -94,10 +86,9 @@ class Pool:
         self._alive = 0
         self._starting = 0
         self._spares: deque[Runner] = deque()
-        self._modules: dict[Key, Module] = {}
+        self._idle: dict[Key, list[Runner]] = {}
         self._idle_order: OrderedDict[Runner, None] = OrderedDict()
         self._line = Line(config.queue_capacity)
-        self._patience = Patience(config.busy_per_module, config.patience_s, self._go_on)
         self._alarms = Alarms()
         self._paused_until = 0.0
         self._provision_due = False
@@ -114,7 +105,7 @@ class Pool:
     @property
     def queue_depth(self) -> int:
         """Calls that wait for a runner."""
-        return len(self._line) + sum(1 for _ in self._patience)
+        return len(self._line)
 
     @property
     def refused_total(self) -> int:
@@ -147,31 +138,13 @@ class Pool:
     # --- leasing --------------------------------------------------------------------------------
 
     def acquire_nowait(self, key: Key, fresh: bool) -> Runner | None:
-        """Return a runner for `key` if one is free right now: idle and bound to it, or a spare.
-
-        None as well if it is better to wait for one that is at work.
-        """
-        if fresh:
+        """Return a runner for `key` if one is free right now: idle and bound to it, or a spare."""
+        bound = None if fresh else self._idle.get(key)
+        if not bound:
             return self._take_spare()
-        module = self._modules.get(key)
-        if module is None:
-            runner = self._take_spare()
-            return runner and self._lease(runner, key)
-        if self._patience.advises_to_wait(module):
-            return None
-        if not module.idle:
-            runner = self._take_spare()
-            return runner and self._lease(runner, key)
-        runner = module.idle.pop()
-        del self._idle_order[runner]
-        module.busy += 1
-        runner.leased_to = key
-        return runner
-
-    def _take_idle(self, module: Module) -> Runner | None:
-        if not module.idle:
-            return None
-        runner = module.idle.pop()
+        runner = bound.pop()
+        if not bound:
+            del self._idle[key]
         del self._idle_order[runner]
         return runner
 
@@ -191,31 +164,15 @@ class Pool:
         self._provision_due = False
         self.provision()
 
-    def _lease(self, runner: Runner, key: Key) -> Runner:
-        """Count a runner as at work for a key, until it is released."""
-        self._module(key).busy += 1
-        runner.leased_to = key
-        return runner
-
-    def _module(self, key: Key) -> Module:
-        module = self._modules.get(key)
-        if module is None:
-            module = self._modules[key] = Module()
-        return module
-
     async def acquire(self, key: Key, fresh: bool, deadline_at: float) -> Runner:
         """Wait for a runner. Raises `QueueDeadline`, `faults.QueueFull`, `faults.ShuttingDown`."""
         if self._closed:
             raise faults.ShuttingDown("the daemon is stopping", retry_after_s=1.0)
         waiter = Waiter(key, fresh, self._loop.create_future())
-        module = None if fresh else self._modules.get(key)
-        if module is not None and self._patience.advises_to_wait(module):
-            self._patience.wait(waiter, module)
-        else:
-            self._line.join(waiter)
-            self.provision()
+        self._line.join(waiter)
         alarm = self._alarms.set(deadline_at, waiter.expire)
         try:
+            self.provision()
             return await waiter.future
         except asyncio.CancelledError:
             future = waiter.future
@@ -227,33 +184,8 @@ class Pool:
             self._alarms.cancel(alarm)
             self._line.leave(waiter)
 
-    def _go_on(self, waiter: Waiter, module: Module) -> None:
-        """Do for a call that waited in vain what is done for others at once."""
-        runner = self._take_idle(module) or self._take_spare()
-        if runner is not None:
-            self._serve(waiter, runner)
-            return
-        self._forget_module(waiter.key, module)
-        try:
-            self._line.join(waiter)
-        except faults.QueueFull as fault:
-            waiter.future.set_exception(fault)
-        self.provision()
-
-    def _hurry(self, module: Module) -> None:
-        """One at work has ended for good: let one go on that waited for it."""
-        waiter = module.next_patient()
-        if waiter is not None:
-            self._go_on(waiter, module)
-
-    def _forget_module(self, key: Key, module: Module) -> None:
-        if module.unused:
-            self._modules.pop(key, None)
-
     def _serve(self, waiter: Waiter, runner: Runner) -> None:
         self._line.leave(waiter)
-        if not waiter.fresh:
-            self._lease(runner, waiter.key)
         waiter.future.set_result(runner)
 
     def release(self, runner: Runner, reusable: bool) -> None:
@@ -261,12 +193,6 @@ class Pool:
 
         A runner that was acquired and never used may come back, too.
         """
-        key = runner.leased_to
-        module = None
-        if key is not None:
-            runner.leased_to = None
-            module = self._modules[key]
-            module.busy -= 1
         if (
             reusable
             and runner.state is State.IDLE
@@ -274,44 +200,32 @@ class Pool:
             and runner.idle_since < runner.retire_at
             and not self._closed
         ):
-            self._hand_on(runner, module)
-            return
-        if runner.state is State.SPARE:
+            assert runner.key is not None
+            if self._line:
+                self._hand_on(runner, runner.key)
+            else:
+                self._place_idle(runner, runner.key)
+        elif runner.state is State.SPARE:
             self._place_spare(runner)
         else:
             self.retire(runner)
-        if module is not None and key is not None:
-            self._hurry(module)
-            self._forget_module(key, module)
 
-    def _place_idle(self, runner: Runner, module: Module) -> None:
-        module.idle.append(runner)
+    def _place_idle(self, runner: Runner, key: Key) -> None:
+        self._idle.setdefault(key, []).append(runner)
         self._idle_order[runner] = None
 
-    def _hand_on(self, runner: Runner, module: Module | None) -> None:
-        """Give a runner that became free to whom it is due; else it is idle."""
-        assert runner.key is not None
-        if module is None:
-            module = self._module(runner.key)
-        if not (self._line or module.patient):
-            self._place_idle(runner, module)
-            return
+    def _hand_on(self, runner: Runner, key: Key) -> None:
         first = self._line.first()
-        match: Waiter | None = None
-        if first is None or first.overtaken < MAX_OVERTAKEN:
-            match = module.next_patient()
-        if match is None and first is not None:
-            match = self._line.first_for(runner.key)
-            if match is not first and first.overtaken >= MAX_OVERTAKEN:
-                match = None
-        if match is None:
-            self._place_idle(runner, module)
-            if first is not None:
-                self.provision()
+        if first is None:
+            self._place_idle(runner, key)
             return
-        if first is not None:
+        match = self._line.first_for(key)
+        if match is not None and (match is first or first.overtaken < MAX_OVERTAKEN):
             first.overtaken += match is not first
-        self._serve(match, runner)
+            self._serve(match, runner)
+            return
+        self._place_idle(runner, key)
+        self.provision()
 
     def retire(self, runner: Runner) -> None:
         """Kill a runner, wherever it is, and make up for it."""
@@ -324,9 +238,10 @@ class Pool:
         if runner in self._idle_order:
             assert runner.key is not None
             del self._idle_order[runner]
-            module = self._modules[runner.key]
-            module.idle.remove(runner)
-            self._forget_module(runner.key, module)
+            bound = self._idle[runner.key]
+            bound.remove(runner)
+            if not bound:
+                del self._idle[runner.key]
         else:
             with contextlib.suppress(ValueError):
                 self._spares.remove(runner)
@@ -456,7 +371,7 @@ class Pool:
 
     def fail_waiters(self, fault: faults.Fault) -> None:
         """Refuse every call that waits."""
-        for waiter in [*self._line, *self._patience]:
+        for waiter in [*self._line]:
             if waiter.waits:
                 waiter.future.set_exception(fault)
             self._line.leave(waiter)
@@ -465,7 +380,6 @@ class Pool:
         """Refuse those who wait, kill all runners and wait until they are reaped."""
         self._closed = True
         self._sweeper.cancel()
-        self._patience.close()
         self.fail_waiters(faults.ShuttingDown("the daemon is stopping", retry_after_s=1.0))
         for runner in list(self._all):
             runner.kill()

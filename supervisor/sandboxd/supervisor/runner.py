@@ -105,7 +105,6 @@ class Runner:
         self.retire_at = 0.0
         self.idle_since = 0.0
         self.bound_at = 0.0
-        self.leased_to: Key | None = None
         self._idle_cpu_ns = 0
         self.breach = ""
         self.layers = NOTHING_HELD
