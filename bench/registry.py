@@ -10,6 +10,7 @@ from bench.figure import Figure, Settings
 # Each exposes `figures(settings) -> list[Figure]`.
 MODULES: tuple[str, ...] = (
     "bench.figures.calls",
+    "bench.figures.anatomy",
     "bench.figures.processor",
     "bench.figures.fresh",
     "bench.figures.speed",
