@@ -11,13 +11,12 @@ once into memory that the runner has mapped already, and not pushed through a so
 Layout: four little-endian u64 (lengths of standard output, standard error, log, result) at offset
 0, and the capacity of the inbox at offset 32; the four regions, `capacity_bytes` each, from offset
 4096; the inbox. The log region is a serialized `sandboxd.v1.Logs`. The file is sparse: only pages
-that were written to cost memory, and what a long call leaves is given back.
+that were written to cost memory, and what long calls leave is given back once none comes.
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import os
 import struct
@@ -50,8 +49,9 @@ class Written:
 NOTHING = Written(b"", b"", b"", b"", honest=True)
 
 
-# Pages that a call left in a region are kept for the next one up to here.
-KEPT_BYTES = 1 << 20
+# Pages that calls left in a region are kept for the next ones up to here, however long none comes.
+KEPT_BYTES = 64 * 1024
+_INBOX = 4
 _INBOX_CAPACITY = struct.Struct("<Q")
 _INBOX_CAPACITY_OFFSET = 32
 # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE of linux/falloc.h
@@ -76,13 +76,14 @@ class Outbox:
     `fd` is passed to the zygote; `capacity_bytes` is of each region of the outbox.
     """
 
-    __slots__ = ("_inbox_used", "capacity_bytes", "fd", "inbox_bytes")
+    __slots__ = ("_held_bytes", "capacity_bytes", "fd", "inbox_bytes")
 
     def __init__(self, output_limit_bytes: int, inbox_bytes: int = 0) -> None:
         self.fd = -1
         self.capacity_bytes = _capacity(output_limit_bytes)
         self.inbox_bytes = inbox_bytes
-        self._inbox_used = 0
+        # The longest that each region has held since its pages were given back.
+        self._held_bytes = [0] * 5
         self.fd = os.memfd_create("sandboxd-outbox", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, file_bytes(output_limit_bytes, inbox_bytes))
         if inbox_bytes:
@@ -99,9 +100,6 @@ class Outbox:
         Lengths beyond the region or, together, beyond `limit_bytes` are lies of a runner that has
         been taken over: each part is cut at the limit and `honest` is False.
         """
-        if self._inbox_used > KEPT_BYTES:
-            self._forget(4, self._inbox_used)
-        self._inbox_used = 0
         header = os.pread(self.fd, HEADER.size, 0)
         if header == _ZEROS:
             return NOTHING
@@ -126,7 +124,7 @@ class Outbox:
 
     def put(self, data: bytes) -> None:
         """Put the input of the next call into the inbox; the caller knows that it fits."""
-        self._inbox_used = len(data)
+        self._held_bytes[_INBOX] = max(self._held_bytes[_INBOX], len(data))
         at = REGIONS_OFFSET + 4 * self.capacity_bytes
         view = memoryview(data)
         while view:
@@ -137,18 +135,18 @@ class Outbox:
     def _read(self, region: int, length: int) -> bytes:
         if length == 0:
             return b""
-        data = os.pread(self.fd, length, REGIONS_OFFSET + region * self.capacity_bytes)
-        if length > KEPT_BYTES:
-            self._forget(region, length)
-        return data
+        self._held_bytes[region] = max(self._held_bytes[region], length)
+        return os.pread(self.fd, length, REGIONS_OFFSET + region * self.capacity_bytes)
 
-    def _forget(self, region: int, length: int) -> None:
-        """Give the pages of a region back."""
-        at = REGIONS_OFFSET + region * self.capacity_bytes
-        if _libc.fallocate(self.fd, _PUNCH_HOLE, at, length):
-            number = ctypes.get_errno()
-            if number != errno.EOPNOTSUPP:
-                raise OSError(number, os.strerror(number))
+    def give_back(self) -> None:
+        """Give back the pages that long calls left. Not while there is a call."""
+        for region, length in enumerate(self._held_bytes):
+            if length > KEPT_BYTES:
+                at = REGIONS_OFFSET + region * self.capacity_bytes
+                if _libc.fallocate(self.fd, _PUNCH_HOLE, at, length):
+                    number = ctypes.get_errno()
+                    raise OSError(number, os.strerror(number))
+            self._held_bytes[region] = 0
 
     def __del__(self) -> None:
         # By reference count: a call that still has to read the outbox keeps it alive after its

@@ -361,6 +361,8 @@ class Pool:
                 break
             self.retire(runner)
         for runner in [*self._idle_order]:
+            if now - runner.idle_since > SWEEP_INTERVAL_S:
+                runner.outbox.give_back()
             if not runner.rested(runner.child.cpu_time_ns()):
                 log.warning("a runner of %s computed without a call; killing it", runner.key)
                 self.retire(runner)
