@@ -130,6 +130,21 @@ def _run_runner(
     except RuntimeError as error:
         shortage = error
 
+    guest = _bind(channel, outbox, engines, seal_required, shortage)
+    if guest is None:
+        return EXIT_NOT_LOCKED
+    _serve(channel, guest)
+    return EXIT_DONE
+
+
+def _bind(
+    channel: Channel,
+    outbox: Outbox,
+    engines: Engines,
+    seal_required: frozenset[str],
+    shortage: RuntimeError | None,
+) -> Guest | None:
+    """Wait for the module, load it and seal the process; None if that failed, which is told."""
     payload, artifact_fd = channel.receive_with_descriptor()
     bind = runner_pb2.RunnerCommand.FromString(payload).bind
     engine = engines.fuel if bind.fuel else engines.plain
@@ -145,10 +160,7 @@ def _run_runner(
         bound.error = str(error) or type(error).__name__
         bound.failure = _bind_failure(error)
     channel.send(runner_pb2.RunnerReply(bound=bound).SerializeToString())
-    if guest is None or bound.error:
-        return EXIT_NOT_LOCKED
-    _serve(channel, guest)
-    return EXIT_DONE
+    return None if bound.error else guest
 
 
 def _number_of(socket_identity: os.stat_result, before: int) -> int:

@@ -20,8 +20,14 @@ _RESOLUTION_S = time.get_clock_info("monotonic").resolution
 # Cancelled alarms stay where they are until they are due, or make up most of so many.
 _MIN_COMPACTED = 256
 
-Alarm = list[object]
-"""An alarm that was set, for `cancel`: opaque."""
+
+class Alarm:
+    """An alarm that was set, for `cancel`. Without a callback it was cancelled, or called."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
 
 
 class Alarms:
@@ -29,8 +35,8 @@ class Alarms:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        # Of [due_at, number, callback or None]: the number decides between equals.
-        self._heap: list[Alarm] = []
+        # By time; the number decides between equals.
+        self._heap: list[tuple[float, int, Alarm]] = []
         self._number = itertools.count().__next__
         self._cancelled = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -41,20 +47,20 @@ class Alarms:
 
     def set(self, due_at: float, callback: Callable[[], None]) -> Alarm:
         """Have `callback` called once, at `due_at` or as soon after as the loop gets to it."""
-        alarm: Alarm = [due_at, self._number(), callback]
-        heapq.heappush(self._heap, alarm)
+        alarm = Alarm(callback)
+        heapq.heappush(self._heap, (due_at, self._number(), alarm))
         if due_at < self._timer_at:
             self._set_timer(due_at)
         return alarm
 
     def cancel(self, alarm: Alarm) -> None:
         """Do not call it. Idempotent, and without effect on one that has been called."""
-        if alarm[2] is None:
+        if alarm.callback is None:
             return
-        alarm[2] = None
+        alarm.callback = None
         self._cancelled += 1
         if self._cancelled >= _MIN_COMPACTED and 2 * self._cancelled > len(self._heap):
-            self._heap = [alarm for alarm in self._heap if alarm[2] is not None]
+            self._heap = [entry for entry in self._heap if entry[2].callback is not None]
             heapq.heapify(self._heap)
             self._cancelled = 0
 
@@ -67,18 +73,18 @@ class Alarms:
     def _fire(self) -> None:
         self._timer, self._timer_at = None, math.inf
         now = self._loop.time() + _RESOLUTION_S
-        while self._heap and self._heap[0][0] <= now:  # type: ignore[operator]
-            alarm = heapq.heappop(self._heap)
-            callback, alarm[2] = alarm[2], None
+        while self._heap and self._heap[0][0] <= now:
+            _, _, alarm = heapq.heappop(self._heap)
+            callback, alarm.callback = alarm.callback, None
             if callback is None:
                 self._cancelled -= 1
                 continue
             try:
-                callback()  # type: ignore[operator]
+                callback()
             except Exception:
                 log.exception("a bug: an alarm's callback failed")
-        if self._heap and self._heap[0][0] < self._timer_at:  # type: ignore[operator]
-            self._set_timer(self._heap[0][0])  # type: ignore[arg-type]
+        if self._heap and self._heap[0][0] < self._timer_at:
+            self._set_timer(self._heap[0][0])
 
     def close(self) -> None:
         """Call nothing any more."""
