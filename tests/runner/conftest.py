@@ -65,12 +65,19 @@ def execute_job(**given: object) -> runner_pb2.Execute:
 class Bound:
     """A Guest with its outbox, and calls in one line."""
 
-    def __init__(self, engine: wasmtime.Engine, artifact: bytes, fuel: bool, outbox_bytes: int):
+    def __init__(
+        self,
+        engine: wasmtime.Engine,
+        artifact: bytes,
+        fuel: bool,
+        outbox_bytes: int,
+        no_start_function: bool,
+    ):
         self.engine = engine
         self.fd = os.memfd_create("outbox")
         os.ftruncate(self.fd, outbox_bytes)
         self.outbox = Outbox(self.fd)
-        self.guest = Guest(engine, artifact, fuel, self.outbox)
+        self.guest = Guest(engine, artifact, fuel, self.outbox, no_start_function)
 
     def close(self) -> None:
         self.outbox.close()
@@ -124,11 +131,17 @@ def engines() -> Engines:
 
 
 def compile_wasm(engine: wasmtime.Engine, wasm: bytes) -> bytes:
+    """Compile; return the artifact."""
+    return compile_and_tell(engine, wasm)[0]
+
+
+def compile_and_tell(engine: wasmtime.Engine, wasm: bytes) -> tuple[bytes, runner_pb2.Compiled]:
+    """Compile; return the artifact and what the compiler tells of the module."""
     fd = os.memfd_create("artifact")
     try:
         reply = compile_module(engine, wasm, fd, 64 * MIB)
         assert reply.WhichOneof("reply") == "compiled", reply
-        return os.pread(fd, reply.compiled.artifact_size_bytes, 0)
+        return os.pread(fd, reply.compiled.artifact_size_bytes, 0), reply.compiled
     finally:
         os.close(fd)
 
@@ -140,8 +153,8 @@ def bind(engines: Engines) -> Iterator[Bind]:
 
     def bind_text(wat: str, *, fuel: bool = False, outbox_bytes: int = 8 * MIB) -> Bound:
         engine = engines.fuel if fuel else engines.plain
-        artifact = compile_wasm(engine, bytes(wasmtime.wat2wasm(wat)))
-        bound = Bound(engine, artifact, fuel, outbox_bytes)
+        artifact, told = compile_and_tell(engine, bytes(wasmtime.wat2wasm(wat)))
+        bound = Bound(engine, artifact, fuel, outbox_bytes, told.no_start_function)
         opened.append(bound)
         return bound
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import pytest
-from tests.runner.conftest import MIB, Bind, Bound, numbers
+import wasmtime
+from tests.runner.conftest import MIB, Bind, Bound, compile_wasm, numbers
 
 from sandboxd.runner import rehearsal
 from sandboxd.runner.engine import Engines
+from sandboxd.runner.guest import MAX_AHEAD_ARTIFACT_BYTES, Guest
 from sandboxd.v1 import call_pb2
 
 COUNTER = """
 (module
   (memory (export "memory") 1)
+  (data (i32.const 9) "\\00\\01")
+  (table 2 funcref)
+  (elem (i32.const 0) $spin)
   (global $g (mut i32) (i32.const 0))
   (func (export "count") (result i32)
     (global.set $g (i32.add (global.get $g) (i32.const 1)))
@@ -19,7 +24,7 @@ COUNTER = """
     (i32.add (global.get $g) (i32.load8_u (i32.const 9))))
   (func (export "grow") (param i32) (result i32) (memory.grow (local.get 0)))
   (func (export "trap") unreachable)
-  (func (export "spin") (loop (br 0))))
+  (func $spin (export "spin") (loop (br 0))))
 """
 STARTS = '(module (memory (export "memory") 1) {} (start ${}) (func (export "f")))'
 LOGS_AT_START = STARTS.format(
@@ -64,13 +69,21 @@ def test_after_a_trap_the_next_call_is_served_from_one_that_was_made_ahead(count
     assert numbers(counter.typed("count")) == [2]
 
 
-def test_metered_calls_get_their_own_fuel(bind: Bind) -> None:
+def test_initial_data_is_not_charged_ahead_of_its_call(bind: Bind) -> None:
     counter = bind(COUNTER, fuel=True)
     first = counter.typed("count", fuel=1000)
     again = counter.typed("count", fuel=2000)
-    assert is_ahead(counter)
+    assert not is_ahead(counter)
     assert first.fuel_consumed == again.fuel_consumed > 0
     assert counter.typed("spin", fuel=500).limit_exceeded.kind == call_pb2.LIMIT_KIND_FUEL
+
+
+def test_a_module_with_much_initial_data_waits_for_its_call(bind: Bind) -> None:
+    much = "x" * (MAX_AHEAD_ARTIFACT_BYTES + 1)
+    memory = f'(memory (export "memory") 80) (data (i32.const 0) "{much}")'
+    bound = bind(f'(module {memory} (func (export "f")))')
+    bound.typed("f")
+    assert not is_ahead(bound)
 
 
 @pytest.mark.parametrize("fuel", [False, True])
@@ -90,11 +103,16 @@ def test_a_start_function_runs_in_its_call_and_never_ahead(
     assert logs == [[7] if wat is LOGS_AT_START else []] * 3
 
 
-def test_an_endless_start_function_does_not_hang_a_runner_without_a_call(bind: Bind) -> None:
-    bound = bind(SPINS_AT_START)
-    bound.guest._ahead_limits = (MIB, 100)
-    bound.guest.prepare()
-    assert not is_ahead(bound)
+def test_a_module_of_which_nothing_is_known_waits_for_its_call(
+    bind: Bind, engines: Engines
+) -> None:
+    """As one that was compiled by an earlier version, or by a compiler that does not tell."""
+    known = bind(SPINS_AT_START)
+    wasm = bytes(wasmtime.wat2wasm(SPINS_AT_START))
+    guest = Guest(engines.plain, compile_wasm(engines.plain, wasm), False, known.outbox)
+    guest._ahead_limits = (MIB, 100)
+    guest.prepare()
+    assert guest._ahead is None
 
 
 def test_a_module_with_wasi_is_made_for_its_call(bind: Bind) -> None:

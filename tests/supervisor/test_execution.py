@@ -323,6 +323,15 @@ async def test_a_result_of_another_kind_of_call_is_a_lie(
     assert bench.child.kills == 1
 
 
+async def test_a_long_result_of_a_call_that_has_none_is_a_lie(bench: Bench) -> None:
+    def behave(child: FakeChild) -> None:
+        os.pwrite(child.outbox_fd, struct.pack("<QQQQ", 0, 0, 0, 50), 0)
+        child.say(BOUND, DONE)
+
+    response = await bench.execute(behave)
+    assert response.HasField("protocol_violation"), response
+
+
 async def test_names_in_a_link_error_are_fit_for_people(bench: Bench) -> None:
     error = call_pb2.LinkError(module="\x1b[31m", name="a\x07", message="missing\x00")
     response = await bench.execute(answer(result(link_error=error)))
@@ -355,7 +364,7 @@ async def test_tidying_up_between_calls_is_allowed(bench: Bench) -> None:
 
 async def test_calls_that_wait_hold_no_more_memory_than_allowed(bench: Bench) -> None:
     executor = bench.executor
-    executor._max_held_bytes = 4000
+    executor._max_held_bytes = 100_000
     hung = asyncio.ensure_future(bench.execute(lambda child: child.say(BOUND)))
     await turn(20)
     request = sandbox_pb2.ExecuteRequest(

@@ -22,7 +22,7 @@ from sandboxd.runner.outbox import Region
 from sandboxd.runner.outcomes import rejected
 from sandboxd.runner.signatures import Exports
 from sandboxd.runner.store import Store
-from sandboxd.v1 import call_pb2
+from sandboxd.v1 import call_pb2, sandbox_pb2
 
 START = "_start"
 
@@ -57,18 +57,19 @@ def check_wasi(request: call_pb2.WasiCommand) -> None:
             raise rejected(f"wasi.env[{i}].value", "a value cannot contain NUL")
 
 
-def attach_wasi(store: Store, call: Call, request: call_pb2.WasiCommand) -> None:
+def attach_wasi(store: Store, call: Call, whole: sandbox_pb2.ExecuteRequest) -> None:
     """Give a store its WASI context: arguments, variables, input, and output to the outbox.
 
-    The request has passed `check_wasi`; an empty one serves typed and bytes calls.
+    The command has passed `check_wasi`; typed and bytes calls get an empty one.
     """
+    request = whole.wasi
     config = ffi.wasi_config_new()
     accepted = ffi.wasi_config_set_argv(config, len(request.args), _strings(request.args))
     names = _strings(variable.name for variable in request.env)
     values = _strings(variable.value for variable in request.env)
     accepted &= ffi.wasi_config_set_env(config, len(request.env), names, values)
     stdin = ffi.wasm_byte_vec_t()
-    if call.inbox_bytes:
+    if call.inbox_bytes and whole.HasField("wasi"):
         size, data = call.inbox_bytes, ctypes.cast(call.inbox(), _BytePointer)
     else:
         inline = request.stdin

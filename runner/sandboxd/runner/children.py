@@ -14,6 +14,7 @@ import threading
 from typing import NoReturn
 
 import wasmtime
+from google.protobuf.message import DecodeError
 
 from sandboxd.runner import mapping
 from sandboxd.runner.channel import Channel, Closed
@@ -193,15 +194,20 @@ def _load(
     finally:
         os.close(artifact_fd)
     try:
-        return Guest(engine, (address, size), bind.fuel, outbox)
+        return Guest(engine, (address, size), bind.fuel, outbox, bind.no_start_function)
     finally:
         mapping.unmap(address, size)
 
 
 def _serve(channel: Channel, guest: Guest) -> None:
     while True:
-        command = runner_pb2.RunnerCommand.FromString(channel.receive())
-        result = guest.execute(command.execute)
+        payload = channel.receive()
+        try:
+            result = guest.execute(runner_pb2.RunnerCommand.FromString(payload).execute)
+        except DecodeError:
+            # Here a request lies two messages deeper than where the supervisor decoded it.
+            result = runner_pb2.Result()
+            result.rejected.message = "the request's unknown fields are nested too deeply"
         channel.send(runner_pb2.RunnerReply(result=result).SerializeToString())
         guest.prepare()
 

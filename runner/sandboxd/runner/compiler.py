@@ -69,7 +69,7 @@ def compile_module(
     if mistake is not None:
         return _invalid(mistake, 0)
     try:
-        shape.check_shape(wasm)
+        seen = shape.check_shape(wasm)
         module = _compile(engine, wasm)
         if isinstance(module, runner_pb2.CompilerReply):
             return module
@@ -78,7 +78,12 @@ def compile_module(
     except _REFUSALS as error:
         return _refusal(error, max_artifact_bytes)
     return runner_pb2.CompilerReply(
-        compiled=runner_pb2.Compiled(artifact_size_bytes=size, imports=imports, exports=exports)
+        compiled=runner_pb2.Compiled(
+            artifact_size_bytes=size,
+            imports=imports,
+            exports=exports,
+            no_start_function=not seen[shape.START_FUNCTIONS],
+        )
     )
 
 

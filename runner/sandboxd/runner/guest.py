@@ -37,6 +37,8 @@ from sandboxd.runner.store import Store
 from sandboxd.v1 import call_pb2
 from sandboxd.wire.v1 import runner_pb2
 
+# Initial data is in the artifact, and an instance that is made ahead holds a copy of it.
+MAX_AHEAD_ARTIFACT_BYTES = 4 << 20
 # Tables that one guest may have; toolchains make one, or two with reference types.
 MAX_TABLES = 16
 
@@ -53,12 +55,20 @@ class ArtifactError(Exception):
 class Guest:
     """A loaded module that serves calls, one at a time."""
 
-    def __init__(self, engine: wasmtime.Engine, artifact: Artifact, fuel: bool, outbox: Outbox):
+    def __init__(
+        self,
+        engine: wasmtime.Engine,
+        artifact: Artifact,
+        fuel: bool,
+        outbox: Outbox,
+        no_start_function: bool = False,
+    ):
         """Load and link an artifact; raises ArtifactError.
 
         artifact: the bytes, or (address, size) of them; needed only during this
             call. They are native code: load only what the supervisor has verified.
         fuel: True if engine and artifact are for fuel metering.
+        no_start_function: True if it is known that the module has none.
 
         A module that cannot be linked is loaded all the same, and says so at every call.
         """
@@ -80,8 +90,15 @@ class Guest:
         # Made ahead, for a call with these limits.
         self._ahead: Instance | None = None
         self._ahead_limits = (-1, -1)
-        # Until it is known that the module has a start function, or needs to know its call.
-        self._can_be_ahead = self._linked is not None and not self._linked.uses_wasi
+        # Nothing may run, be charged or be large before its call is there: no start function, no
+        # input and output of a call's, no fuel for initial data, and not much of that.
+        self._can_be_ahead = (
+            no_start_function
+            and not fuel
+            and self._linked is not None
+            and not self._linked.uses_wasi
+            and _length(artifact) <= MAX_AHEAD_ARTIFACT_BYTES
+        )
         self._functions_used: tuple[str, ...] = ()
 
     @property
@@ -126,17 +143,16 @@ class Guest:
             assert self._linked is not None
             instance = Instance(Store(self._engine))
             instance.store.limit(*self._ahead_limits, self._tables)
-            if self._fuel:
-                # Set anew by the call; without any, even a start function could not trap as it
-                # must.
-                instance.store.set_fuel(1)
-            if instance.instantiate_ahead(self._linked):
-                if self._functions_used:
-                    instance.look_up(self._functions_used, "memory")
-                self._ahead = instance
-            else:
-                instance.store.close()
-                self._can_be_ahead = False
+            try:
+                if instance.instantiate_ahead(self._linked):
+                    if self._functions_used:
+                        instance.look_up(self._functions_used, "memory")
+                    self._ahead = instance
+                    return
+            except MemoryError:
+                pass  # the call will tell
+            instance.store.close()
+            self._can_be_ahead = False
 
     def close(self) -> None:
         """Drop everything; it must not be used afterwards."""
@@ -192,8 +208,6 @@ class Guest:
         if ahead is not None and limits == self._ahead_limits:
             self._instance = ahead
             ahead.serve(call)
-            if self._fuel:
-                ahead.store.set_fuel(job.fuel)
             return ahead
         if ahead is not None:
             ahead.store.close()
@@ -214,7 +228,7 @@ class Guest:
         if self._fuel:
             store.set_fuel(job.fuel)
         if self._linked is not None and self._linked.uses_wasi:
-            attach_wasi(store, call, job.request.wasi)
+            attach_wasi(store, call, job.request)
         return store
 
     def _learned_tables(self, failure: Failure) -> bool:
@@ -233,6 +247,10 @@ class Guest:
         # An interrupted guest has not written its count back: better no number than a wrong one.
         if self._fuel and result.trapped.code != call_pb2.TRAP_CODE_INTERRUPT:
             result.fuel_consumed = job.fuel - self._instance.store.get_fuel()
+
+
+def _length(artifact: Artifact) -> int:
+    return artifact[1] if isinstance(artifact, tuple) else len(artifact)
 
 
 def _load(engine: wasmtime.Engine, artifact: Artifact) -> wasmtime.Module:

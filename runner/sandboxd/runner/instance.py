@@ -1,8 +1,8 @@
 """A fresh instance in its store, for one call.
 
 An instance can be made ahead of its call, while the runner has nothing else to do. No code of the
-guest runs then: the store's epoch deadline has passed already, so a start function traps at its
-first instruction, and a module that has one is known.
+guest runs then but what the engine made of its initial data: guest.py sees to it that there is no
+start function.
 
 CAVEAT: functions are called through arrays at fixed places, one set for the process. One call runs
 at a time, and nothing that the host does for a guest calls back into it. Whoever finds a trap in
@@ -38,7 +38,6 @@ NO_VALUES = FunctionType((), ())
 
 _func_call_unchecked = entry_points.func_call_unchecked
 
-_NOW = 0
 _NEXT_EPOCH = 1
 
 _trap = ctypes.c_void_p()
@@ -90,8 +89,7 @@ class Instance:
 
     def instantiate_ahead(self, linked: Linked) -> bool:
         """Instantiate the module before there is a call; False if it cannot be, for any reason."""
-        context = self.store.context
-        entry_points.context_set_epoch_deadline(context, _NOW)
+        entry_points.context_set_epoch_deadline(self.store.context, _NEXT_EPOCH)
         return self._instantiate(linked) is None
 
     def serve(self, call: Call) -> None:

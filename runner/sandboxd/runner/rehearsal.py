@@ -61,7 +61,7 @@ def rehearse(engines: Engines, script: bytes, outbox: Outbox) -> None:
     """Load the compiled module, call it as often as makes a difference, and drop it."""
     if not script:
         return
-    guest = Guest(engines.plain, script, False, outbox)
+    guest = Guest(engines.plain, script, False, outbox, no_start_function=True)
     for _ in range(2):
         command = runner_pb2.RunnerCommand.FromString(_JOB)
         result = guest.execute(command.execute)

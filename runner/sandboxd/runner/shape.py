@@ -99,12 +99,16 @@ class LimitExceededError(Exception):
         super().__init__(f"the module has {actual} {limit.counted}; the limit is {limit.maximum}")
 
 
+START_FUNCTIONS = "start_functions"
+_START_SECTION = 8
+
+
 def check_shape(wasm: bytes) -> Counter[str]:
     """Hold a module's shape against the limits; return what was counted, by name of the limit.
 
     `wasm` begins with the header of a core module, which is not looked at. For limits on one thing
-    (one function, one name) the largest is returned. Raises `MalformedError` or
-    `LimitExceededError`, for the first cause met, and nothing else.
+    (one function, one name) the largest is returned. `START_FUNCTIONS` is counted, too. Raises
+    `MalformedError` or `LimitExceededError`, for the first cause met, and nothing else.
     """
     walk = _Walk(wasm)
     walk.sections()
@@ -185,6 +189,8 @@ class _Walk:
             read = _SECTIONS.get(kind)
             if read is not None:
                 read(self, start, after)
+            elif kind == _START_SECTION:
+                self.seen[START_FUNCTIONS] += 1
             elif kind in _COUNTED:
                 self._count(start, after, _COUNTED[kind])
             at = after

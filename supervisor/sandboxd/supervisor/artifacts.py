@@ -44,13 +44,15 @@ class ModuleInfo:
     """
 
     description: bytes
-    """Imports and exports: a serialized `sandboxd.wire.v1.Compiled` of nothing else."""
+    """Imports, exports, and whether there is a start function: a `sandboxd.wire.v1.Compiled`."""
     functions: dict[str, Signature]
     """Exported functions. Functions of one type share one signature."""
     other_names: frozenset[str]
     """Names of all other exports."""
     has_memory: bool
     """True if a memory is exported as "memory"."""
+    no_start_function: bool
+    """True if the compiler said that there is none."""
     size_bytes: int
     """Memory that all of this takes."""
     plugin_calls: set[tuple[str, tuple[int, ...]]] = field(
@@ -60,10 +62,15 @@ class ModuleInfo:
 
     @classmethod
     def of(
-        cls, imports: Iterable[call_pb2.Extern], exports: Iterable[call_pb2.Extern]
+        cls,
+        imports: Iterable[call_pb2.Extern],
+        exports: Iterable[call_pb2.Extern],
+        no_start_function: bool = False,
     ) -> ModuleInfo:
         """Index the exports. Raises ValueError for types that are none."""
-        told = runner_pb2.Compiled(imports=imports, exports=exports)
+        told = runner_pb2.Compiled(
+            imports=imports, exports=exports, no_start_function=no_start_function
+        )
         # A compiler that was taken over can say more than there are words for.
         told.DiscardUnknownFields()
         signatures: dict[Signature, Signature] = {}
@@ -83,7 +90,7 @@ class ModuleInfo:
         size = _memory_of(description, functions, names, *functions, *names)
         for signature in signatures:
             size += _memory_of(signature, signature.params_bytes, signature.results_bytes)
-        return cls(description, functions, names, has_memory, size)
+        return cls(description, functions, names, has_memory, no_start_function, size)
 
     @property
     def imports(self) -> Sequence[call_pb2.Extern]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from google.protobuf.message import DecodeError
+
 from sandboxd.supervisor import frames
 from sandboxd.supervisor.embedding import field_tag, number_tag, varint
 from sandboxd.supervisor.keys import Key
@@ -25,9 +27,29 @@ Received = tuple[sandbox_pb2.ExecuteRequest, bytes]
 """A request of Execute, and the bytes that it was decoded from."""
 
 
+# Fields of a request: 4,096 arguments and as many variables of two texts, and what is beside them.
+MAX_FIELDS = 20_000
+# Below this there are too few bytes to count fields in; above, what a field may take beside them.
+_UNCOUNTED_BYTES = 4096
+_FIELD_BYTES = 64
+
+
 def decode(raw: bytes) -> Received:
-    """Decode a request. Raises `DecodeError`."""
+    """Decode a request. Raises `DecodeError`, also for one with more fields than any needs.
+
+    A field costs two bytes on the wire and dozens in memory, and a message keeps even those that
+    a later one of the same `oneof` has replaced.
+    """
+    if len(raw) > _UNCOUNTED_BYTES and frames.more_fields_than(
+        raw, MAX_FIELDS, sandbox_pb2.ExecuteRequest.DESCRIPTOR
+    ):
+        raise DecodeError("too many fields")
     return _decode(raw), raw
+
+
+def held_memory(raw: bytes) -> int:
+    """Return what a decoded request can take in memory, its own bytes included."""
+    return 2 * len(raw) + _FIELD_BYTES * min(MAX_FIELDS, len(raw) // 2)
 
 
 class Call:

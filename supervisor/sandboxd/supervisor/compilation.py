@@ -229,7 +229,7 @@ def _understand(compiled: runner_pb2.Compiled) -> ModuleInfo:
         if any(max(len(one.params), len(one.results)) > MAX_TYPES for one in externs):
             raise impossible
     try:
-        return ModuleInfo.of(compiled.imports, compiled.exports)
+        return ModuleInfo.of(compiled.imports, compiled.exports, compiled.no_start_function)
     except ValueError:
         raise impossible from None
 

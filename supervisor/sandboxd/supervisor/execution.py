@@ -18,7 +18,7 @@ from typing import TypeVar
 from sandboxd.supervisor import faults, requests
 from sandboxd.supervisor.alarms import Alarms
 from sandboxd.supervisor.artifacts import Artifact
-from sandboxd.supervisor.call import Call, Received, job_frame
+from sandboxd.supervisor.call import Call, Received, held_memory, job_frame
 from sandboxd.supervisor.compilation import CompileService
 from sandboxd.supervisor.keys import Key, digest_of
 from sandboxd.supervisor.layers import Layers
@@ -147,8 +147,7 @@ class Executor:
     @contextlib.contextmanager
     def _held(self, call: Call) -> Iterator[None]:
         """Count the bytes of a request that has to wait. Raises `faults.QueueFull`."""
-        # The message, and the bytes that it was decoded from.
-        held_bytes = 2 * len(call.received[1])
+        held_bytes = held_memory(call.received[1])
         if self._held_bytes + held_bytes > self._max_held_bytes:
             raise faults.QueueFull(
                 f"calls that wait hold {self._held_bytes} bytes already; retry later",
@@ -218,8 +217,13 @@ class Executor:
             _check_layers(missing)
         base_cpu_ns = runner.child.cpu_time_ns()
         rested = runner.rested(base_cpu_ns)
+        try:
+            frame = job_frame(call, runner.outbox)
+        except BaseException:
+            self._pool.release(runner, reusable=False)
+            raise
         handed_at = time.monotonic()
-        answer = runner.begin(job_frame(call, runner.outbox), call.key, artifact)
+        answer = runner.begin(frame, call.key, artifact)
         watchdog = Watchdog(
             self._alarms,
             runner,
@@ -238,9 +242,9 @@ class Executor:
         watchdog.disarm()
         now = time.monotonic()
         cpu_time_ns = _measure(call, runner, ending, handed_at, now, base_cpu_ns)
-        written = runner.outbox.take(limits.output_bytes)
         clean = False
         try:
+            written = runner.outbox.take(limits.output_bytes)
             outcome, response = self.responder.respond(call, runner, ending, watchdog, written)
             # By the final verdict: a lie may be found only when the answer is put together.
             clean = watchdog.reason is None and outcome in _CLEAN and rested and not fresh

@@ -68,7 +68,7 @@ class Responder:
         if isinstance(ending, Death):
             self._tell_death(call, response, ending, watchdog)
         else:
-            lie = lie or _mismatch(call, ending)
+            lie = lie or _mismatch(call, ending, written.result)
             bytes_out += _tell_result(call, response, ending, watchdog, written.result)
         if bytes_out > call.limits.output_bytes + _UNCOUNTED_OUT_BYTES:
             lie = "the process claimed output beyond its limit"
@@ -172,8 +172,10 @@ def _tell_written(response: sandbox_pb2.ExecuteResponse, written: Written) -> st
     return "" if written.honest else "the process claimed output beyond its limit"
 
 
-def _mismatch(call: Call, result: runner_pb2.Result) -> str:
+def _mismatch(call: Call, result: runner_pb2.Result, long_output: bytes) -> str:
     """Say how a result cannot be one of this kind of call; "" if it can."""
+    if long_output and (call.kind != "bytes" or result.completed.output):
+        return f"a result in the outbox that no {call.kind} call has"
     if result.WhichOneof("outcome") == "completed":
         if call.kind == "wasi":
             return "a command completed instead of exiting"

@@ -150,7 +150,11 @@ class Runner:
         self.executions += 1
         if self.state is State.SPARE:
             assert artifact is not None
-            bind = runner_pb2.Bind(artifact_size_bytes=artifact.size_bytes, fuel=key.fuel)
+            bind = runner_pb2.Bind(
+                artifact_size_bytes=artifact.size_bytes,
+                fuel=key.fuel,
+                no_start_function=artifact.info.no_start_function,
+            )
             command = runner_pb2.RunnerCommand(bind=bind).SerializeToString()
             self._advance(Event.BIND)
             self._binding = True

@@ -125,7 +125,7 @@ def _header(key: Key, engine: EngineIdentity) -> bytes:
 def _understand(description: bytes) -> ModuleInfo:
     try:
         compiled = runner_pb2.Compiled.FromString(description)
-        return ModuleInfo.of(compiled.imports, compiled.exports)
+        return ModuleInfo.of(compiled.imports, compiled.exports, compiled.no_start_function)
     except (DecodeError, ValueError) as error:
         raise SealBroken("its description is not one of this version") from error
 

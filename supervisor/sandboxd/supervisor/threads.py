@@ -16,8 +16,10 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        with contextlib.suppress(Exception):
-            await task
+        while not task.done():
+            # However often it is cancelled.
+            with contextlib.suppress(Exception, asyncio.CancelledError):
+                await asyncio.shield(task)
         raise
 
 

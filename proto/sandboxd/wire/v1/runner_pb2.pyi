@@ -70,19 +70,23 @@ class Bind(_message.Message):
 
     ARTIFACT_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     FUEL_FIELD_NUMBER: _builtins.int
+    NO_START_FUNCTION_FIELD_NUMBER: _builtins.int
     artifact_size_bytes: _builtins.int
     """Size of the artifact in bytes."""
     fuel: _builtins.bool
     """True if the artifact was compiled with fuel metering."""
+    no_start_function: _builtins.bool
+    """True if the compiler said that the module has no start function."""
     def __init__(
         self,
         *,
         artifact_size_bytes: _builtins.int = ...,
         fuel: _builtins.bool = ...,
+        no_start_function: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_size_bytes", b"artifact_size_bytes", "fuel", b"fuel"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_size_bytes", b"artifact_size_bytes", "fuel", b"fuel", "no_start_function", b"no_start_function"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -436,8 +440,13 @@ class Compiled(_message.Message):
     ARTIFACT_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     IMPORTS_FIELD_NUMBER: _builtins.int
     EXPORTS_FIELD_NUMBER: _builtins.int
+    NO_START_FUNCTION_FIELD_NUMBER: _builtins.int
     artifact_size_bytes: _builtins.int
     """Size of the artifact in bytes."""
+    no_start_function: _builtins.bool
+    """True if the module has no start function, so that making an instance runs
+    no code of the guest.
+    """
     @_builtins.property
     def imports(self) -> _containers.RepeatedCompositeFieldContainer[_call_pb2.Extern]:
         """Imports of the module."""
@@ -452,10 +461,11 @@ class Compiled(_message.Message):
         artifact_size_bytes: _builtins.int = ...,
         imports: _abc.Iterable[_call_pb2.Extern] | None = ...,
         exports: _abc.Iterable[_call_pb2.Extern] | None = ...,
+        no_start_function: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_size_bytes", b"artifact_size_bytes", "exports", b"exports", "imports", b"imports"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_size_bytes", b"artifact_size_bytes", "exports", b"exports", "imports", b"imports", "no_start_function", b"no_start_function"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -32,7 +32,10 @@ _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 MAX_STREAMS = 64
 _OPEN: AbstractContextManager[None] = nullcontext()
 _MALFORMED = object()
-_BAD_BYTES = "the bytes are not a protobuf message of this method's request type"
+_BAD_BYTES = (
+    "the bytes are not a protobuf message of this method's request type, or have more or other "
+    "fields than it needs"
+)
 
 
 class HardenedServer:
