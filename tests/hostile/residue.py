@@ -6,6 +6,10 @@ leaves its own there and in the output and the log. Each call brings a canary of
 arguments, variables and input, so what it finds there must be its own. Between calls, some end in a
 trap, in the output limit or in proc_exit: after a trap the process must be another one, after an
 exit it must be the same.
+
+A second guest, a plugin, does the same with what it has. It imports no WASI, so its instances are
+made ahead of their calls; its inputs and results are short and long in turn, so that they come and
+go by every way there is.
 """
 
 from __future__ import annotations
@@ -100,6 +104,55 @@ GUEST = """
       (loop $on (call $say (i32.const 1) (i32.const 4096) (i32.const 65536)) (br $on))))))
 """
 
+# The input is the canary, again and again; it comes to 4096. The answer is the input.
+PLUGIN = """
+(module
+  (import "env" "log" (func $log (param i32 i32)))
+  (memory (export "memory") 4 8)
+  (data (i32.const 0) "initial ")
+  (table $table 4 64 funcref)
+  (global $global (mut i64) (i64.const 0))
+  (func $canary)
+  (elem declare func $canary)
+  (func $dirt_in (param $at i32) (param $end i32) (result i32)
+    (loop $on
+      (if (i64.ne (i64.load (local.get $at)) (i64.const 0)) (then (return (i32.const 1))))
+      (local.set $at (i32.add (local.get $at) (i32.const 8)))
+      (br_if $on (i32.lt_u (local.get $at) (local.get $end))))
+    (i32.const 0))
+  (func $is_dirty (param $size i32) (result i32)
+    (if (i64.ne (i64.load (i32.const 0)) (i64.const 0x206c616974696e69)) (then
+      (return (i32.const 1))))
+    (if (call $dirt_in (i32.const 8) (i32.const 4096)) (then (return (i32.const 1))))
+    (if (call $dirt_in (i32.add (i32.const 4096) (local.get $size)) (i32.const 262144)) (then
+      (return (i32.const 1))))
+    (if (i64.ne (global.get $global) (i64.const 0)) (then (return (i32.const 1))))
+    (if (i32.eqz (ref.is_null (table.get $table (i32.const 3)))) (then (return (i32.const 1))))
+    (if (i32.ne (table.size $table) (i32.const 4)) (then (return (i32.const 1))))
+    (if (i32.ne (memory.grow (i32.const 2)) (i32.const 4)) (then (return (i32.const 1))))
+    (call $dirt_in (i32.const 262144) (i32.const 393216)))
+  (func $leave (export "leave") (param $at i32) (param $size i32) (result i64) (local $to i32)
+    (if (call $is_dirty (local.get $size)) (then
+      (return (i64.const 0x500000000))))
+    (call $log (local.get $at) (i32.const 16))
+    (global.set $global (i64.load (local.get $at)))
+    (table.set $table (i32.const 3) (ref.func $canary))
+    (drop (table.grow $table (ref.func $canary) (i32.const 8)))
+    (loop $on
+      (memory.copy (local.get $to) (local.get $at) (i32.const 16))
+      (local.set $to (i32.add (local.get $to) (i32.const 16)))
+      (br_if $on (i32.lt_u (local.get $to) (i32.const 393200))))
+    (i64.or
+      (i64.shl (i64.extend_i32_u (local.get $at)) (i64.const 32))
+      (i64.extend_i32_u (local.get $size))))
+  (func (export "trap") (param i32 i32) (result i64)
+    (drop (call $leave (local.get 0) (local.get 1)))
+    unreachable)
+  (func (export "alloc") (param i32) (result i32) (i32.const 4096)))
+"""
+# Below and above what goes in and out another way; multiples of the canary.
+PLUGIN_SIZES = (16, 16_384, 16_400, 32_768, 32_784, 160_000)
+
 
 @dataclass
 class Tally:
@@ -171,13 +224,44 @@ async def soak(daemon: DaemonProcess, calls: int) -> Tally:
     return tally
 
 
+async def soak_plugin(daemon: DaemonProcess, calls: int) -> Tally:
+    """Make the calls of the plugin one after another."""
+    tally = Tally()
+    async with daemon.aio_channel() as channel:
+        bench = Bench(daemon, channel)
+        digest = await bench.stored(assembled(PLUGIN))
+        for index in range(calls):
+            traps = index % TRAP_EVERY == 50
+            canary = secrets.token_bytes(CANARY_BYTES)
+            data = canary * (PLUGIN_SIZES[index % len(PLUGIN_SIZES)] // CANARY_BYTES)
+            call = call_pb2.BytesCall(export="trap" if traps else "leave", input=data)
+            response = await bench.execute(sandbox_pb2.ExecuteRequest(digest=digest, bytes=call))
+            _check_plugin(tally, response, data, traps)
+    return tally
+
+
+def _check_plugin(
+    tally: Tally, response: sandbox_pb2.ExecuteResponse, data: bytes, traps: bool
+) -> None:
+    said = word(response)
+    tally.calls += 1
+    tally.outcomes[said] += 1
+    tally.start_kinds[sandbox_pb2.StartKind.Name(response.receipt.start_kind)] += 1
+    if said != ("trapped:UNREACHABLE" if traps else "completed"):
+        tally.breaches.append(f"{said} of {'trap' if traps else 'leave'}")
+    if not traps and response.completed.output != data:
+        tally.breaches.append(f"it answered {response.completed.output[:40]!r}")
+    if [entry.message for entry in response.logs.entries] != [data[:CANARY_BYTES]]:
+        tally.breaches.append(f"it logged {response.logs}")
+
+
 def report(tally: Tally) -> str:
     outcomes = ", ".join(f"{name} x{count}" for name, count in sorted(tally.outcomes.items()))
     kinds = ", ".join(f"{name} x{count}" for name, count in sorted(tally.start_kinds.items()))
     return "\n".join(
         [
             f"{tally.calls} calls of one module: {outcomes}",
-            f"processes: {kinds}; {len(tally.pids)} process ids seen in the status",
+            f"processes: {kinds}" + (f"; {len(tally.pids)} process ids seen" if tally.pids else ""),
             *tally.breaches[:20],
             f"canaries of another call seen, or other deviations: {len(tally.breaches)}",
         ]
@@ -196,11 +280,14 @@ def main() -> int:
         daemon = DaemonProcess(Path(directory), ARGUMENTS)
         daemon.start()
         try:
-            tally = asyncio.run(soak(daemon, arguments.calls))
+            tallies = [
+                asyncio.run(soak(daemon, arguments.calls)),
+                asyncio.run(soak_plugin(daemon, arguments.calls)),
+            ]
         finally:
             daemon.stop()
-    print(report(tally))
-    return int(bool(tally.breaches) or tally.calls != arguments.calls)
+    print("\n\n".join(map(report, tallies)))
+    return int(any(tally.breaches or tally.calls != arguments.calls for tally in tallies))
 
 
 if __name__ == "__main__":
