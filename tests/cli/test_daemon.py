@@ -122,8 +122,8 @@ def test_a_row_in_a_pipe_is_one_line_without_padding(daemon: FakeDaemon, ctl: Sa
         assert all(line == line.rstrip() for line in lines)
         (row,) = [line for line in lines if line.startswith("seccomp")]
         assert len(row) < 100
-    (row,) = [line for line in lines if line.startswith("no-passed")]
-    assert f"{LONG}  stops descriptors" in row
+        (row,) = [line for line in lines if line.startswith("no-passed")]
+        assert LONG in row
 
 
 @pytest.mark.parametrize("command", ["doctor", "status"])

@@ -59,7 +59,8 @@ def print_table(
     """
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     if title:
-        print(f"\n{title}")  # noqa: T201 - not click.echo, which ignores the stream's encoding
+        # Not click.echo: it takes an ASCII stream for UTF-8.
+        print(f"\n{title}")
     if sys.stdout.isatty():
         _print_fitted(columns, cells, right, whole)
     else:
@@ -100,7 +101,7 @@ def _print_lines(rows: Sequence[Sequence[str]], right: set[int]) -> None:
         for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
             blank = " " * (width - cell_len(cell))
             padded.append(blank + cell if i in right else cell + blank)
-        print((" " * _GAP).join(padded).rstrip())  # noqa: T201 - as above
+        print((" " * _GAP).join(padded).rstrip())
     sys.stdout.flush()
 
 
