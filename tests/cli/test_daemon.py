@@ -292,7 +292,7 @@ def test_ordinary_usage_errors_are_2(ctl: Sandboxctl) -> None:
 @pytest.mark.parametrize(
     "command",
     [[], ["run"], ["call"], ["module"], ["module", "push"], ["module", "ls"], ["module", "show"],
-     ["module", "rm"], ["status"], ["version"]],
+     ["module", "rm"], ["status"], ["doctor"], ["version"]],
 )  # fmt: skip
 def test_every_command_teaches_with_examples(ctl: Sandboxctl, command: list[str]) -> None:
     done = ctl(*command, "--help")
