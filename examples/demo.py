@@ -95,6 +95,7 @@ def hash_a_file(client: Client) -> None:
     show(receipt(execution))
     warm = client.execute(module, call).check()
     show(receipt(warm) + "   (again: the process is warm, the instance is fresh)")
+    show(isolation(warm))
 
 
 def count_words(socket: Path) -> None:
@@ -160,6 +161,17 @@ def receipt(execution: Execution) -> str:
         f"receipt: {it.start_kind.lower()} process, bind {it.bind_time_ns / 1e6:.2f} ms, "
         f"run {it.run_time_ns / 1e6:.2f} ms, CPU {it.cpu_time_ns / 1e6:.2f} ms, "
         f"peak {it.peak_memory_bytes / 2**20:.0f} MiB"
+    )
+
+
+def isolation(execution: Execution) -> str:
+    """What the receipt tells of the walls around the guest's process."""
+    it = execution.receipt
+    check(len(it.isolation_layers) > 0, "the receipt names no layer of isolation")
+    some = ", ".join(it.isolation_layers[:3])
+    return (
+        f"receipt: profile {it.isolation_profile}, {len(it.isolation_layers)} layers of isolation "
+        f"held: {some}, ... (all: sandboxctl call --receipt)"
     )
 
 

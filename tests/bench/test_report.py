@@ -6,12 +6,14 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from bench import __main__ as command
 from bench import registry
 from bench.figure import FULL, QUICK
 from bench.report import chart, document, markers, text
 from bench.report.scale import fit
 from bench.results import FigureResult, Machine, PointResult, RatioResult, Results, SideResult
 from bench.spread import Spread
+from click.testing import CliRunner
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -185,3 +187,20 @@ def test_the_committed_document_has_its_places_in_order() -> None:
 def test_figures_have_names_of_their_own_in_quick_and_full_runs() -> None:
     names = [[figure.name for figure in registry.all_figures(kind)] for kind in (QUICK, FULL)]
     assert names[0] == names[1]
+
+
+def test_what_cannot_be_measured_here_does_not_fail_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = _results("calls")
+
+    async def run(*_: object) -> Results:
+        return found
+
+    monkeypatch.setattr(command, "_run", run)
+    options = ["--json", str(tmp_path / "results.json")]
+    assert CliRunner().invoke(command.main, options).exit_code == 0
+    found.figures[0].error = "ValueError: broken"
+    assert CliRunner().invoke(command.main, options).exit_code == 1
+    words = " ".join(CliRunner().invoke(command.main, ["--help"]).output.split())
+    assert "What cannot be measured on this machine (a tool is missing, say)" in words

@@ -41,6 +41,30 @@ def test_negative_numbers_stand_among_options(daemon: FakeDaemon, ctl: Sandboxct
     assert done.json["outcome"]["results"] == [{"type": "i32", "value": 0}]
 
 
+@pytest.mark.parametrize("option", ["--wall", "--memory", "--fuel", "-i", "--result", "--timeout"])
+def test_a_negative_value_of_an_option_is_refused_as_it_was_written(
+    daemon: FakeDaemon, ctl: Sandboxctl, option: str
+) -> None:
+    done = ctl("call", "guest.wasm", "f", option, "-1")
+    assert done.code == 125
+    assert "-1" in done.err or option == "--result"
+    for word in ("null byte", "bug", "\0", "x00"):
+        assert word not in done.err
+    assert daemon.requests("Execute") == []
+
+
+def test_values_of_options_may_begin_like_negative_numbers(
+    daemon: FakeDaemon, ctl: Sandboxctl
+) -> None:
+    (ctl.directory / "-1.bin").write_bytes(b"abc")
+    layers = ["--require-layer", "-1", "--require-layer", "seccomp"]
+    done = ctl("call", "guest.wasm", "-2", "-i", "-1.bin", *layers)
+    assert (done.code, done.out) == (0, b"ABC")
+    (request,) = daemon.requests("Execute")
+    assert request.bytes.export == "-2"
+    assert list(request.require_layers) == ["-1", "seccomp"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

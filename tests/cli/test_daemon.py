@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import socket as sockets
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import grpc
@@ -14,8 +17,11 @@ import pytest
 from tests.cli.conftest import SCRIPT, Sandboxctl
 from tests.client.fake_daemon import FakeDaemon, Refusal
 
+from sandboxd.cli import advice, tables
+from sandboxd.supervisor.main import main
 from sandboxd.v1 import admin_pb2
 
+LONG = " ".join(["verified"] * 20)
 EVIL = "\x1b[31m[bold]t[/bold]"
 
 
@@ -68,14 +74,124 @@ def test_doctor_tells_what_is_missing_and_what_to_do(daemon: FakeDaemon, ctl: Sa
     assert "the engine is 50.0.0, though its package says 50.0.1" in out
     assert r"cgroup is not active: delegate it \x1b[31m" in out
     assert "\x1b" not in out
-    assert ctl("doctor", "--strict").code == 1
+    assert ctl("doctor", "--strict").code == 3
     document = ctl("doctor", "-o", "json").json
     assert set(document) == {
         "isolation_profile", "engine_version", "host", "layers", "findings",
     }  # fmt: skip
     assert len(document["findings"]) == 2
     status.layers.add(name="landlock", active=False, required=True)
-    assert ctl("doctor").code == 1
+    assert ctl("doctor").code == 3
+    assert ctl("doctor", "-o", "json").code == 3
+
+
+def test_the_doctor_without_a_daemon_has_another_code_than_its_findings(ctl: Sandboxctl) -> None:
+    assert ctl("doctor").code == ctl("doctor", "--strict").code == 1
+
+
+def test_the_doctors_keys_are_documented(daemon: FakeDaemon) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    for message in (admin_pb2.Layer, admin_pb2.Host):
+        for name in message.DESCRIPTOR.fields_by_name:
+            assert f"`{name}`" in text
+
+
+def _add_layers(daemon: FakeDaemon) -> None:
+    add = daemon.status.layers.add
+    add(name="no-passed-descriptors", detail=LONG, reason="stops descriptors")
+    add(name="seccomp", active=True, detail="two filters", reason="stops system calls")
+
+
+def _on_a_terminal(ctl: Sandboxctl, *args: str) -> str:
+    leader, terminal = pty.openpty()
+    process = ctl.start(*args, stdout=terminal)
+    os.close(terminal)
+    seen = b""
+    with contextlib.suppress(OSError):  # EIO: the other side was closed.
+        while piece := os.read(leader, 4096):
+            seen += piece
+    os.close(leader)
+    assert process.wait(20) == 0
+    return seen.decode()
+
+
+def test_a_row_in_a_pipe_is_one_line_without_padding(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
+    _add_layers(daemon)
+    for command in ("doctor", "status"):
+        lines = ctl(command).out.decode().splitlines()
+        assert all(line == line.rstrip() for line in lines)
+        (row,) = [line for line in lines if line.startswith("seccomp")]
+        assert len(row) < 100
+        (row,) = [line for line in lines if line.startswith("no-passed")]
+        assert LONG in row
+
+
+@pytest.mark.parametrize("command", ["doctor", "status"])
+def test_a_layers_name_stays_whole_on_a_narrow_terminal(
+    daemon: FakeDaemon, ctl: Sandboxctl, command: str
+) -> None:
+    _add_layers(daemon)
+    ctl.env |= {"TERM": "xterm", "COLUMNS": "80"}
+    out = _on_a_terminal(ctl, command)
+    assert "\x1b[1m" in out
+    table = out.split("Isolation")[1].split("\r\n\r\n")[0]
+    assert "no-passed-descriptors  NO " in table
+    assert "stops" in table or command == "status"
+    ctl.env["NO_COLOR"] = "1"
+    assert "\x1b" not in _on_a_terminal(ctl, command)
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["status"], ["module", "ls"], ["version"]])
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_a_reader_that_went_away_is_141(
+    daemon: FakeDaemon, ctl: Sandboxctl, command: list[str], output: str
+) -> None:
+    _add_layers(daemon)
+    daemon.store()
+    reader, writer = os.pipe()
+    process = ctl.start(*command, "-o", output, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    os.close(reader)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (141, b"")
+
+
+def test_rich_does_not_choose_the_exit_code() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = open(writer, "w", encoding="utf-8")  # noqa: SIM115 - closing it fails
+    with pytest.raises(BrokenPipeError):
+        tables.console(stream).print("x")
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        ("memory", "sandboxd with a higher --compile-memory"),
+        ("wall_time", "--compile-wall-time"),
+        ("cpu_time", "--compile-cpu-time"),
+        ("artifact_size", "--max-artifact"),
+        ("functions", "this limit is fixed"),
+        ("stack", "this limit is fixed"),
+        ("crash", "please report it"),
+    ],
+)
+def test_a_module_that_is_too_complex_names_the_setting_if_there_is_one(
+    daemon: FakeDaemon, ctl: Sandboxctl, limit: str, words: str
+) -> None:
+    bad = grpc.StatusCode.INVALID_ARGUMENT
+    refusal = Refusal(bad, "too much", "MODULE_TOO_COMPLEX", metadata={"limit": limit})
+    daemon.refusals["Push"].append(refusal)
+    done = ctl("module", "push", "guest.wasm")
+    assert done.code == 1
+    assert words in done.err.splitlines()[1]
+
+
+def test_the_flags_in_the_advice_exist() -> None:
+    options = {name for option in main.params for name in option.opts}
+    assert set(advice.COMPILER_FLAGS.values()) | {"--max-module"} <= options
 
 
 def test_an_empty_status_is_shown_too(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
@@ -90,6 +206,12 @@ def test_version_tells_both_sides(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
     document = ctl("version", "-o", "json").json
     assert document["daemon"] == {"version": "9.9.9", "engine_version": "50.0.0"}
     assert document["error"] is None
+
+
+def test_the_version_of_the_client_alone_needs_no_daemon(ctl: Sandboxctl) -> None:
+    done = ctl("--version")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.decode() == f"sandboxctl {metadata.version('sandboxd')}\n"
 
 
 def test_version_works_without_a_daemon(ctl: Sandboxctl) -> None:
@@ -170,7 +292,7 @@ def test_ordinary_usage_errors_are_2(ctl: Sandboxctl) -> None:
 @pytest.mark.parametrize(
     "command",
     [[], ["run"], ["call"], ["module"], ["module", "push"], ["module", "ls"], ["module", "show"],
-     ["module", "rm"], ["status"], ["version"]],
+     ["module", "rm"], ["status"], ["doctor"], ["version"]],
 )  # fmt: skip
 def test_every_command_teaches_with_examples(ctl: Sandboxctl, command: list[str]) -> None:
     done = ctl(*command, "--help")

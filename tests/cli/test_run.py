@@ -127,6 +127,24 @@ def test_the_receipt_and_logs_go_to_stderr_on_request(daemon: FakeDaemon, ctl: S
     assert r"log: \x1b]0;owned\x07" in done.err
 
 
+def test_the_receipt_names_the_layers_that_held(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
+    def answer(_: object) -> Response:
+        response = Response(exited=call_pb2.Exited())
+        response.receipt.isolation_profile = "strict"
+        response.receipt.isolation_layers.extend(["seccomp", EVIL])
+        return response
+
+    daemon.answer = answer
+    for command in (["run", "--receipt", "guest.wasm"], ["call", "--receipt", "guest.wasm", "f"]):
+        err = ctl(*command).err
+        assert "receipt: isolation profile: strict\n" in err
+        assert r"receipt: isolation layers: seccomp, \x1b]0;owned" in err
+        assert "\x1b" not in err
+    daemon.answer = lambda _: Response(exited=call_pb2.Exited())
+    err = ctl("run", "--receipt", "guest.wasm").err
+    assert "isolation profile: not told\nreceipt: isolation layers: none\n" in err
+
+
 def test_a_guests_message_cannot_act_on_the_terminal(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
     response = Response()
     response.trapped.message = EVIL

@@ -10,7 +10,7 @@ import pytest
 from tests.client.fake_daemon import WASM, FakeDaemon, digest_of
 
 from sandboxd import client as api
-from sandboxd.client import Client, Convention, f32, f64, i32, i64
+from sandboxd.client import AsyncClient, Client, Convention, f32, f64, i32, i64
 
 
 def test_bare_numbers_take_their_types_from_the_signature(
@@ -179,6 +179,51 @@ def test_fresh_asks_for_a_process_of_its_own(daemon: FakeDaemon, client: Client)
     client.run(WASM)
     client.run(WASM, fresh=True)
     assert [r.process for r in daemon.requests("Execute")] == [0, 2]
+
+
+def _every_way(client: Client | AsyncClient, module: str, layers: Any) -> list[Any]:
+    call = api.TypedCall("add", [i32(1), i32(2)])
+    return [
+        lambda: client.execute(module, call, require_layers=layers),
+        lambda: client.call(module, "add", i32(1), i32(2), require_layers=layers),
+        lambda: client.call_bytes(module, "upper", b"x", require_layers=layers),
+        lambda: client.run(module, ["x"], require_layers=layers),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layers", "names"),
+    [(["seccomp", "landlock"], ["seccomp", "landlock"]), (iter(()), []), (None, [])],
+)
+def test_every_way_to_run_can_require_layers(
+    daemon: FakeDaemon, client: Client, layers: Any, names: list[str]
+) -> None:
+    for run in _every_way(client, daemon.store(), layers):
+        run()
+    assert [list(r.require_layers) for r in daemon.requests("Execute")] == [names] * 4
+
+
+async def test_the_asyncio_client_requires_layers_too(
+    loop_daemon: FakeDaemon, async_client: AsyncClient
+) -> None:
+    for run in _every_way(async_client, loop_daemon.store(), {"seccomp"}):
+        await run()
+    assert [list(r.require_layers) for r in loop_daemon.requests("Execute")] == [["seccomp"]] * 4
+    with pytest.raises(TypeError, match="require_layers takes several names"):
+        await async_client.run(WASM, require_layers="seccomp")
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [("seccomp", r"write \['seccomp'\] instead of 'seccomp'"), ([7], "names of layers, not 7")],
+)
+def test_required_layers_that_are_no_list_of_names_are_refused_before_anything_is_sent(
+    daemon: FakeDaemon, client: Client, layers: Any, words: str
+) -> None:
+    for run in _every_way(client, daemon.store(), layers):
+        with pytest.raises(TypeError, match=words):
+            run()
+    assert daemon.seen == []
 
 
 def _file(directory: Path, wasm: bytes) -> Path:

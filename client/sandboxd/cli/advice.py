@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 _NEXT: tuple[tuple[type[Fault], str], ...] = (
     (ModuleDamaged, "Push it again: sandboxctl module push FILE; then look at the daemon's disk"),
     (ModuleNotFound, "Push it first: sandboxctl module push FILE"),
-    (ModuleTooComplex, "Split it up, or raise the compiler's limits in the daemon's configuration"),
-    (ModuleTooLarge, "Strip it (wasm-opt -Oz, wasm-strip), or raise the daemon's limit"),
+    (ModuleTooLarge, "Strip it (wasm-opt -Oz, wasm-strip), or raise sandboxd's --max-module"),
     (LayerNotActive, "See which layers are active, and why not: sandboxctl doctor"),
     (StoreFull, "Make room: sandboxctl module ls, then sandboxctl module rm DIGEST"),
     (MessageTooLarge, "Push the module (sandboxctl module push FILE) and send less input"),
@@ -46,6 +45,16 @@ _NEXT: tuple[tuple[type[Fault], str], ...] = (
     (Unsupported, "Client and daemon differ in age? Compare: sandboxctl version"),
     (InternalFault, "This is a bug in sandboxd; its log says more: journalctl -u sandboxd"),
 )
+
+# By the fault's metadata, see docs/errors.md; every other limit is fixed.
+COMPILER_FLAGS = {
+    "memory": "--compile-memory",
+    "wall_time": "--compile-wall-time",
+    "cpu_time": "--compile-cpu-time",
+    "artifact_size": "--max-artifact",
+}
+# The compiler misbehaved: no limit at all.
+_COMPILER_BROKE = frozenset({"crash", "sandbox", "protocol"})
 
 
 def explain(fault: Fault, settings: Settings) -> tuple[str, str]:
@@ -73,7 +82,17 @@ def _next_step(fault: Fault) -> str:
         return f"Try again in {max(fault.retry_after, 0.1):.1f} s; the load: sandboxctl status"
     if isinstance(fault, Unavailable):
         return "Try again; if it stays so, look at the daemon: sandboxctl status"
+    if isinstance(fault, ModuleTooComplex):
+        return _simplify(fault.metadata.get("limit", ""))
     return next((step for kind, step in _NEXT if isinstance(fault, kind)), "")
+
+
+def _simplify(limit: str) -> str:
+    if limit in COMPILER_FLAGS:
+        return f"Split it up, or start sandboxd with a higher {COMPILER_FLAGS[limit]}"
+    if limit in _COMPILER_BROKE:
+        return "The module breaks the compiler: please report it, with the module"
+    return "Split it up: this limit is fixed, and no setting of sandboxd raises it"
 
 
 def _unreachable(fault: Fault, settings: Settings) -> tuple[str, str]:

@@ -22,6 +22,7 @@ _COMPLETION_VARIABLE = "_SANDBOXCTL_COMPLETE"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="sandboxd", message=f"{PROGRAM} %(version)s")
 @global_options
 @tls_options
 def cli() -> None:

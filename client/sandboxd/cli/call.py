@@ -27,9 +27,32 @@ class NumbersCommand(GuestCommand):
     """Lets negative numbers stand among options without `--`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Shield negative numbers from the option parser; `call` takes the shield off."""
+        """Shield negative numbers from the option parser."""
         args = [_SHIELD + arg if _NEGATIVE.fullmatch(arg) else arg for arg in args]
         return super().parse_args(ctx, args)
+
+    def make_parser(self, ctx: click.Context) -> Any:
+        """Make the parser take the shields off what it parsed, values of options included."""
+        parser: Any = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_args(args: list[str]) -> tuple[dict[str, Any], list[str], list[Any]]:
+            values, rest, order = parse(args=args)
+            return {name: _bare(value) for name, value in values.items()}, _bare(rest), order
+
+        parser.parse_args = parse_args
+        return parser
+
+
+def _bare(value: Any) -> Any:
+    match value:
+        case str():
+            return value.removeprefix(_SHIELD)
+        case list():
+            return [_bare(item) for item in value]
+        case tuple():
+            return tuple(map(_bare, value))
+    return value
 
 
 @click.command(cls=NumbersCommand)
@@ -83,7 +106,6 @@ def call(
     """
     settings = settings_of(ctx)
     utf8(export, "EXPORT")
-    args = tuple(arg.removeprefix(_SHIELD) for arg in args)
     if source is None and result is not None:
         raise click.UsageError("--result goes with --input")
     if source is not None and args:

@@ -11,11 +11,14 @@ from sandboxd.cli.settings import global_options, settings_of
 if TYPE_CHECKING:
     from sandboxd.client import Status
 
-EXIT_FINDINGS = 1
+# Not 1, which is any command's code if it failed: then nothing is known of the layers.
+EXIT_NOT_ACTIVE = 3
 
 
 @click.command()
-@click.option("--strict", is_flag=True, help="Exit with 1 if any layer is not active.")
+@click.option(
+    "--strict", is_flag=True, help=f"Exit with {EXIT_NOT_ACTIVE} if any layer is not active."
+)
 @global_options
 @click.pass_context
 def doctor(ctx: click.Context, /, *, strict: bool) -> None:
@@ -24,7 +27,12 @@ def doctor(ctx: click.Context, /, *, strict: bool) -> None:
     A layer is active if every process applied it and verified it. The daemon does not start
     without those that are required: `sandboxd --isolation`, `--require-layer`.
 
-    Exits with 1 if a required layer is not active, with --strict if any is not.
+    \b
+    Exit codes:
+      0    every required layer is active, with --strict every layer
+      1    unknown: no daemon answers, or something else failed
+      2    the command line is wrong
+      3    a required layer is not active, with --strict any layer
 
     \b
     Examples:
@@ -53,7 +61,7 @@ def doctor(ctx: click.Context, /, *, strict: bool) -> None:
     else:
         _print(snapshot, findings)
     if any(layer.required for layer in missing) or (strict and missing):
-        raise click.exceptions.Exit(EXIT_FINDINGS)
+        raise click.exceptions.Exit(EXIT_NOT_ACTIVE)
 
 
 def _findings(snapshot: Status) -> list[str]:
@@ -110,6 +118,7 @@ def _print(snapshot: Status, findings: list[str]) -> None:
             for layer in snapshot.layers
         ],
         title="Isolation",
+        whole=("LAYER", "ACTIVE", "REQUIRED"),
     )
     click.echo()
     for finding in findings:

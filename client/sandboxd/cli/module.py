@@ -217,6 +217,7 @@ def _print_list(found: list[Module]) -> None:
             for m in found
         ],
         right=("SIZE",),
+        whole=("DIGEST",),
     )
 
 

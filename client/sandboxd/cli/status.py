@@ -151,4 +151,5 @@ def _print_layers(snapshot: Status) -> None:
         ("LAYER", "ACTIVE", "DETAIL"),
         [(layer.name, "yes" if layer.active else "NO", layer.detail) for layer in snapshot.layers],
         title="Isolation",
+        whole=("LAYER", "ACTIVE"),
     )

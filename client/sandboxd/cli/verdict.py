@@ -62,7 +62,7 @@ def say_logs(execution: Execution) -> None:
 
 
 def say_receipt(execution: Execution) -> None:
-    """Write the receipt to standard error, one `name: number` per line."""
+    """Write the receipt to standard error, one `name: value` per line."""
     receipt = execution.receipt
     lines = [
         f"module: {printable(receipt.module_digest)}",
@@ -74,6 +74,9 @@ def say_receipt(execution: Execution) -> None:
         lines.append(f"{name} time: {getattr(receipt, f'{name}_time_ns') / 1e6:.3f} ms")
     lines.append(f"peak memory: {receipt.peak_memory_bytes / (1 << 20):.1f} MiB")
     lines.append(f"bytes in, out: {receipt.bytes_in}, {receipt.bytes_out}")
+    lines.append(f"isolation profile: {printable(receipt.isolation_profile) or 'not told'}")
+    layers = map(printable, receipt.isolation_layers)
+    lines.append(f"isolation layers: {', '.join(layers) or 'none'}")
     told = receipt.self_reported
     if told is not None:
         lines.append(

@@ -89,7 +89,7 @@ class AsyncClient:
         *,
         limits: Limits | None = None,
         fresh: bool = False,
-        require_layers: Iterable[str] = (),
+        require_layers: Iterable[str] | None = None,
         timeout: float | None = None,
     ) -> Execution:
         """Run one call; see `Client.execute`."""
@@ -104,11 +104,17 @@ class AsyncClient:
         *args: Number | Value,
         limits: Limits | None = None,
         fresh: bool = False,
+        require_layers: Iterable[str] | None = None,
         timeout: float | None = None,
     ) -> Execution:
         """Call an export with numbers; see `TypedCall` for when a bare number is enough."""
         return await self.execute(
-            module, TypedCall(export, args), limits=limits, fresh=fresh, timeout=timeout
+            module,
+            TypedCall(export, args),
+            limits=limits,
+            fresh=fresh,
+            require_layers=require_layers,
+            timeout=timeout,
         )
 
     async def call_bytes(
@@ -121,11 +127,19 @@ class AsyncClient:
         result_length: int | None = None,
         limits: Limits | None = None,
         fresh: bool = False,
+        require_layers: Iterable[str] | None = None,
         timeout: float | None = None,
     ) -> Execution:
         """Call an export with bytes; see `BytesCall`."""
         call = BytesCall(export, data, convention, result_length)
-        return await self.execute(module, call, limits=limits, fresh=fresh, timeout=timeout)
+        return await self.execute(
+            module,
+            call,
+            limits=limits,
+            fresh=fresh,
+            require_layers=require_layers,
+            timeout=timeout,
+        )
 
     async def run(
         self,
@@ -136,11 +150,19 @@ class AsyncClient:
         *,
         limits: Limits | None = None,
         fresh: bool = False,
+        require_layers: Iterable[str] | None = None,
         timeout: float | None = None,
     ) -> Execution:
         """Run a WASI command; `args` is all of argv, see `WasiCommand`."""
         call = WasiCommand(args, env or {}, stdin)
-        return await self.execute(module, call, limits=limits, fresh=fresh, timeout=timeout)
+        return await self.execute(
+            module,
+            call,
+            limits=limits,
+            fresh=fresh,
+            require_layers=require_layers,
+            timeout=timeout,
+        )
 
     # --- modules and status --------------------------------------------------------------------
 

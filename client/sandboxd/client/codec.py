@@ -73,6 +73,21 @@ def execute_request(
     return request
 
 
+def layer_names(layers: Iterable[str] | None) -> tuple[str, ...]:
+    """Return the names of required layers; raises TypeError for a bare string."""
+    if layers is None:
+        return ()
+    if isinstance(layers, str | bytes):
+        raise TypeError(
+            f"require_layers takes several names: write [{layers!r}] instead of {layers!r}"
+        )
+    names = tuple(layers)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"require_layers takes names of layers, not {name!r}")
+    return names
+
+
 def _value_message(arg: values.Value | values.Number) -> call_pb2.Value:
     if not isinstance(arg, values.Value):
         raise TypeError(f"{arg!r} has no WebAssembly type; write i32({arg!r}), i64, f32 or f64")

@@ -105,15 +105,16 @@ class Operations:
         call: Call,
         limits: Limits | None,
         fresh: bool,
-        require_layers: Iterable[str],
+        require_layers: Iterable[str] | None,
         timeout: float | None,
     ) -> Operation[Execution]:
         """Run one call; a module too large to send inline is pushed if the daemon lacks it."""
         give_up = _give_up(timeout)
+        layers = codec.layer_names(require_layers)
         digest, wasm = yield from self._identify(module)
         if isinstance(call, TypedCall) and not all(isinstance(arg, Value) for arg in call.args):
             call = yield from self._typed(module, digest, call, _left(give_up))
-        request = codec.execute_request(call, limits, fresh, require_layers)
+        request = codec.execute_request(call, limits, fresh, layers)
         if wasm is None:
             assert digest is not None
             request.digest = digest

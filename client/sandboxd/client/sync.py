@@ -114,7 +114,7 @@ class Client:
         *,
         limits: Limits | None = None,
         fresh: bool = False,
-        require_layers: Iterable[str] = (),
+        require_layers: Iterable[str] | None = None,
         timeout: float | None = None,
     ) -> Execution:
         """Run one call in a fresh instance and tell what came of it.
@@ -127,7 +127,7 @@ class Client:
             limits: None, or a limit that is None, takes the daemon's default.
             fresh: run in a process that serves this call only.
             require_layers: layers of isolation that must be active, by name, or the call is
-                refused; `status().layers` names them.
+                refused with `LayerNotActive`; `status().layers` names them. None requires none.
             timeout: seconds for everything, repeats included. It reaches the daemon as the
                 call's wall-clock limit, so that running out of it is the outcome
                 `DeadlineExceeded`; only a daemon that does not answer is a `DeadlineFault`.
@@ -143,11 +143,17 @@ class Client:
         *args: Number | Value,
         limits: Limits | None = None,
         fresh: bool = False,
+        require_layers: Iterable[str] | None = None,
         timeout: float | None = None,
     ) -> Execution:
         """Call an export with numbers; see `TypedCall` for when a bare number is enough."""
         return self.execute(
-            module, TypedCall(export, args), limits=limits, fresh=fresh, timeout=timeout
+            module,
+            TypedCall(export, args),
+            limits=limits,
+            fresh=fresh,
+            require_layers=require_layers,
+            timeout=timeout,
         )
 
     def call_bytes(
@@ -160,11 +166,19 @@ class Client:
         result_length: int | None = None,
         limits: Limits | None = None,
         fresh: bool = False,
+        require_layers: Iterable[str] | None = None,
         timeout: float | None = None,
     ) -> Execution:
         """Call an export with bytes; see `BytesCall`."""
         call = BytesCall(export, data, convention, result_length)
-        return self.execute(module, call, limits=limits, fresh=fresh, timeout=timeout)
+        return self.execute(
+            module,
+            call,
+            limits=limits,
+            fresh=fresh,
+            require_layers=require_layers,
+            timeout=timeout,
+        )
 
     def run(
         self,
@@ -175,11 +189,19 @@ class Client:
         *,
         limits: Limits | None = None,
         fresh: bool = False,
+        require_layers: Iterable[str] | None = None,
         timeout: float | None = None,
     ) -> Execution:
         """Run a WASI command; `args` is all of argv, see `WasiCommand`."""
         call = WasiCommand(args, env or {}, stdin)
-        return self.execute(module, call, limits=limits, fresh=fresh, timeout=timeout)
+        return self.execute(
+            module,
+            call,
+            limits=limits,
+            fresh=fresh,
+            require_layers=require_layers,
+            timeout=timeout,
+        )
 
     # --- modules and status --------------------------------------------------------------------
 
