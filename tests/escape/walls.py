@@ -72,8 +72,11 @@ def in_namespaces(column: str) -> bool:
 
 
 def refuses_descriptors(column: str) -> bool:
-    """Whether the attackers of a column have a supervisor that takes no descriptors."""
-    return column in {"F", ALL}
+    """Whether the attackers of a column have a supervisor that takes no descriptors.
+
+    None has where the kernel cannot.
+    """
+    return column in {"F", ALL} and passing.hold().active
 
 
 def put_up(column: str, policy: lockdown.ChildPolicy) -> None:

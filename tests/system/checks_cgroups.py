@@ -17,6 +17,7 @@ from tests.system.units import (
 )
 
 from sandboxd.client import DeadlineExceeded, Limits
+from sandboxd.supervisor.outbox import file_bytes
 
 _MIB: Final = 1 << 20
 #: Small, so that an attack that needs more than a cgroup has is over soon.
@@ -28,9 +29,12 @@ SANDBOXD_DEFAULT_MEMORY=16MiB
 SANDBOXD_MAX_ARTIFACT=16MiB
 SANDBOXD_COMPILE_MEMORY=256MiB
 SANDBOXD_RUNNER_CPU_PERCENT=50
+SANDBOXD_MAX_OUTPUT=1MiB
+SANDBOXD_DEFAULT_OUTPUT=1MiB
+SANDBOXD_MAX_MESSAGE=4MiB
 """
-#: Memory, artifact and overhead of a runner; its largest memory file; slack.
-_RUNNER_BYTES: Final = ((16 + 16 + 192) + 16 + 64) * _MIB
+#: Memory, artifact and overhead of a runner; outbox and inbox; slack.
+_RUNNER_BYTES: Final = (16 + 16 + 192 + 64) * _MIB + file_bytes(_MIB, 4 * _MIB) + 64 * 1024
 _EXPECTED: Final = {
     "memory.max": str(_RUNNER_BYTES),
     "memory.swap.max": "0",

@@ -53,7 +53,7 @@ def _take_over() -> None:
             CATALOGUE[name.decode()].strike(cast(Any, None))
 
     def execute(self: Guest, job: Any) -> Any:
-        obey(job.bytes.input)
+        obey(job.request.bytes.input)
         return honest_call(self, job)
 
     def compile_module(engine: Any, wasm: bytes, artifact_fd: int, maximum: int) -> Any:
