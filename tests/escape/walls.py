@@ -66,6 +66,11 @@ PAIR: Final = "U+R"
 COLUMNS: Final = (NONE, *SINGLE, PAIR, ALL)
 
 
+def layers_of(letter: str) -> frozenset[str]:
+    """The layers of a child that a single wall is made of."""
+    return _LAYERS[letter]
+
+
 def in_namespaces(column: str) -> bool:
     """Whether the attackers of a column are children of the zygote that entered namespaces."""
     return column in {"N", ALL}

@@ -23,7 +23,7 @@ them for users.
     ├── ZygoteLost            UNAVAILABLE        retryable
     ├── CompilerLost          UNAVAILABLE        retryable
     ├── ShuttingDown          UNAVAILABLE        retryable, elsewhere or later: nothing ran
-    ├── CutOff                UNAVAILABLE        the daemon stopped while the call was with a process
+    ├── CutOff                UNAVAILABLE        the daemon stopped; the guest may have run
     └── DeadlineFault         DEADLINE_EXCEEDED  a push did not finish in its time
 """
 

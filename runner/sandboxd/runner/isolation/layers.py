@@ -88,8 +88,8 @@ REMEDIES: Final = {
     DAEMON_NON_DUMPABLE: "needs prctl(PR_SET_DUMPABLE)",
     NO_PASSED_DESCRIPTORS: "needs Linux 6.16 (SO_PASSRIGHTS)",
     NO_IPC: (
-        "start with namespaces, and /proc/sys writable; an ordinary user needs Linux 5.19 and a "
-        "second level of user namespaces"
+        "start with namespaces, and /proc/sys writable (no ProtectKernelTunables= in the unit); an "
+        "ordinary user needs Linux 5.19 and a second level of user namespaces"
     ),
     MEMFD_NOEXEC: "start as root, with namespaces, on Linux 6.3 or newer",
     ZYGOTE_CAPABILITIES: "start as root with CAP_SETPCAP, CAP_SETUID and CAP_SETGID",
@@ -103,7 +103,9 @@ REMEDIES: Final = {
     EMPTY_ROOT: "needs namespaces; allow mount, pivot_root and chroot in the new mount namespace",
     RLIMITS: "raise the hard limits that the daemon was started with",
     CAPABILITIES: "start as root with CAP_SETPCAP, or as an ordinary user without capabilities",
-    UID: "start as root, with CAP_SETUID and CAP_SETGID: each child then takes a user id of its own",
+    UID: (
+        "start as root, with CAP_SETUID and CAP_SETGID: each child then takes a user id of its own"
+    ),
     NO_NEW_PRIVS: "needs Linux 3.5",
     NON_DUMPABLE: "needs prctl(PR_SET_DUMPABLE)",
     LANDLOCK: "needs Linux 5.13 with CONFIG_SECURITY_LANDLOCK and landlock in the lsm= list",
