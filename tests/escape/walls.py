@@ -92,6 +92,8 @@ def put_up(column: str, policy: lockdown.ChildPolicy) -> None:
     # The kernel takes a filter or a Landlock domain from nobody who could still gain privileges.
     if set(letters) & {"L", "S", "Z"} and os.geteuid() != 0:
         layers |= {NO_NEW_PRIVS}
+    if os.geteuid() != 0:
+        layers -= {UID}  # an ordinary user has one id only: for that, the wall is the capabilities
     # A cgroup without the memory controller is not the whole wall: the driver knows what it has.
     policy = dataclasses.replace(policy, required=layers - {CGROUP})
     lockdown.apply_layers(policy, layers)

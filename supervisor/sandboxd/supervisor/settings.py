@@ -200,8 +200,8 @@ class Settings:
         "Layers that must hold, or the daemon does not start. default: all that do not depend on "
         "the host's administrator; strict: all but uid (always required as root) and memfd-noexec "
         "(root only), cgroup (--cgroups=require), no-ipc and no-passed-descriptors (Linux 6.16); "
-        "container: for a container that allows neither namespaces nor Landlock. `sandboxctl doctor` "
-        "lists the layers.",
+        "container: for a container that allows neither namespaces nor Landlock. `sandboxctl "
+        "doctor` lists the layers.",
         click.Choice(["default", "strict", "container"]),
     )
     require_layer: tuple[str, ...] = _option(
