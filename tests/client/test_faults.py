@@ -31,6 +31,7 @@ REASONS = [
     (Code.UNAVAILABLE, "ZYGOTE_LOST", api.ZygoteLost),
     (Code.UNAVAILABLE, "COMPILER_LOST", api.CompilerLost),
     (Code.UNAVAILABLE, "SHUTTING_DOWN", api.ShuttingDown),
+    (Code.UNAVAILABLE, "CUT_OFF", api.CutOff),
     (Code.UNAVAILABLE, "OVERLOADED", api.Overloaded),
     (Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", api.DeadlineFault),
     # Reasons of a newer daemon fall back to their status.

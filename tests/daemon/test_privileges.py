@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.daemon.calls import calling, i32, i64, typed, wasi
+from tests.daemon.calls import calling, i32, i64, refused, typed, wasi
 
 from sandboxd.v1 import admin_pb2, sandbox_pb2
 
@@ -125,7 +126,66 @@ def test_a_runner_is_not_root_and_shares_its_user_with_no_other_where_it_can(
             assert int(real) == started.user
     if os.geteuid() == 0 and started.user is None:
         assert layer(started, "uid").active
+        assert layer(started, "uid").required
         assert uids[0] != uids[1], "each runner has a user id of its own"
+    else:
+        shared = layer(started, "uid")
+        assert not shared.active, "siblings and supervisor have the same user id"
+        assert not shared.required
+        assert "siblings" in shared.detail
+        assert "root" in shared.remedy
+
+
+def test_a_call_can_require_a_user_id_of_its_own_exactly_where_there_is_one(
+    started: Any, sink_wasm: bytes
+) -> None:
+    with calling(started) as caller:
+        request = typed(started.push(sink_wasm), "add", i32(1), i32(2))
+        request.require_layers.append("uid")
+        if layer(started, "uid").active:
+            assert "uid" in caller.execute(request).receipt.isolation_layers
+        else:
+            assert refused(caller.execute, request).reason == "LAYER_NOT_ACTIVE"
+
+
+@pytest.mark.parametrize("preset", ["default", "container", "strict"])
+def test_every_preset_starts_as_an_ordinary_user_and_says_what_is_missing(
+    start_daemon: Any, tmp_path: Path, preset: str
+) -> None:
+    ordinary = (sys.executable, str(Path(__file__).with_name("shrinking_host.py")))
+    host = (*ordinary, str(tmp_path / "controller"))
+    arguments = ("--isolation", preset, "--spare-runners=1")
+    with start_daemon(*arguments, host=host) as daemon:
+        assert not layer(daemon, "uid").active
+        assert not layer(daemon, "uid").required
+        warnings = [line for line in daemon.log.splitlines() if "layers that are not" in line]
+        assert len(warnings) == 1, daemon.log
+        told = warnings[0].partition(": ")[2]
+        assert "sandboxctl doctor" in told
+        for one in daemon.status().layers:
+            assert (f" {one.name}," in f" {told.replace(';', ',')}") != one.active, told
+    os.kill(int((tmp_path / "controller").read_text()), signal.SIGKILL)
+
+
+def test_an_ordinary_user_who_requires_a_user_id_for_each_runner_is_told_to_start_as_root(
+    tmp_path: Path,
+) -> None:
+    ordinary = (sys.executable, str(Path(__file__).with_name("shrinking_host.py")))
+    command = (
+        *ordinary,
+        *(str(tmp_path / "controller"), sys.executable, "-m", "sandboxd.supervisor.main"),
+        *("--listen", f"unix://{tmp_path}/s", "--state-dir", str(tmp_path / "state")),
+        "--require-layer=uid",
+    )
+    # Not a pipe: the controller has it, too.
+    with (tmp_path / "log").open("w") as log:
+        ended = subprocess.run(command, stdout=log, stderr=log, timeout=60, check=False)
+    os.kill(int((tmp_path / "controller").read_text()), signal.SIGKILL)
+    told = (tmp_path / "log").read_text()
+    assert ended.returncode == 1
+    assert "isolation layer uid" in told
+    assert "start as root" in told
+    assert "Traceback" not in told
 
 
 def test_every_thread_of_the_supervisor_gave_up_what_root_had(started: Any) -> None:

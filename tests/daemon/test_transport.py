@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tests.daemon.calls import (
 )
 from tests.hostile import http2
 
+from sandboxd.client import Client, CutOff, Limits
 from sandboxd.supervisor.services.hardening import MAX_STREAMS
 from sandboxd.v1 import admin_pb2, sandbox_pb2
 
@@ -347,11 +349,29 @@ def test_a_second_signal_ends_the_drain_at_once(ending: Any, sink_wasm: bytes) -
         time.sleep(0.3)
         assert ending.process.poll() is None, "the call is still running"
         ending.process.send_signal(signal.SIGTERM)
+        found = refused(pending.result)
         assert ending.process.wait(30) == 0
-        assert refused(pending.result).code in (
-            grpc.StatusCode.UNAVAILABLE,
-            grpc.StatusCode.CANCELLED,
-        )
+        assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "CUT_OFF")
+        assert not found.retry_after_ms, "the guest ran: this is no refusal"
+
+
+def test_a_guest_that_outlives_the_drain_is_cut_off_and_not_repeated(
+    start_daemon: Any, sink_wasm: bytes
+) -> None:
+    with (
+        start_daemon("--drain", "300ms") as ending,
+        Client(f"unix://{ending.socket}", retries=3) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        digest = ending.push(sink_wasm)
+        pending = pool.submit(client.call, digest, "spin", limits=Limits(wall_time_ms=20_000))
+        ending.wait_status(lambda status: status.pool.busy == 1)
+        ending.process.send_signal(signal.SIGTERM)
+        with pytest.raises(CutOff) as caught:
+            pending.result(30)
+        assert not caught.value.refused
+        assert caught.value.retry_after is None
+        assert ending.process.wait(30) == 0
 
 
 def test_who_waits_in_the_queue_is_refused_when_the_daemon_stops(

@@ -66,6 +66,11 @@ PAIR: Final = "U+R"
 COLUMNS: Final = (NONE, *SINGLE, PAIR, ALL)
 
 
+def layers_of(letter: str) -> frozenset[str]:
+    """The layers of a child that a single wall is made of."""
+    return _LAYERS[letter]
+
+
 def in_namespaces(column: str) -> bool:
     """Whether the attackers of a column are children of the zygote that entered namespaces."""
     return column in {"N", ALL}
@@ -90,6 +95,8 @@ def put_up(column: str, policy: lockdown.ChildPolicy) -> None:
     # The kernel takes a filter or a Landlock domain from nobody who could still gain privileges.
     if set(letters) & {"L", "S", "Z"} and os.geteuid() != 0:
         layers |= {NO_NEW_PRIVS}
+    if os.geteuid() != 0:
+        layers -= {UID}  # an ordinary user has one id only: for that, the wall is the capabilities
     # A cgroup without the memory controller is not the whole wall: the driver knows what it has.
     policy = dataclasses.replace(policy, required=layers - {CGROUP})
     lockdown.apply_layers(policy, layers)

@@ -120,7 +120,7 @@ MESSAGES = [
     Row("NUL in an argument", BAD_REQUEST, request(digest="stored", wasi=_NUL)),
     Row("a variable twice", BAD_REQUEST, request(digest="stored", wasi=_TWICE)),
     Row("5,000 arguments", BAD_REQUEST, request(digest="stored", wasi=_MANY)),
-    Row("a layer that is not there", "FAILED_PRECONDITION/LAYER_NOT_ACTIVE",
+    Row("a layer that is not there", BAD_REQUEST,
         request(digest="stored", typed=TYPED, require_layers=["moat"])),
     Row("50 ms of gRPC deadline", "DEADLINE_EXCEEDED, and the slot is free", no_time_left),
 ]  # fmt: skip

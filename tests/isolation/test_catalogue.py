@@ -57,6 +57,13 @@ def test_an_option_that_requires_adds_its_layers(options: tuple[str, str], added
     assert frozenset(required) == isolation.PRESETS["container"] | added
 
 
+def test_a_daemon_of_root_requires_a_user_id_of_its_own_for_each_runner() -> None:
+    for preset, names in isolation.PRESETS.items():
+        assert "uid" not in names
+        assert "uid" in isolation.required_layers(preset, (), "off", "off", as_root=True)
+        assert "uid" not in isolation.required_layers(preset, (), "off", "off")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_layer_has_a_reason_and_a_remedy(name: str) -> None:
     layer = next(layer for layer in catalogue.LAYERS if layer.name == name)
@@ -101,7 +108,8 @@ def test_probing_changes_nothing_for_the_caller_and_answers_for_every_layer() ->
     assert all(detail for _, _, detail in states)
     inactive = {name for name, active, _ in states if not active}
     # What the tests of the other modules find active here, the probes must, too.
-    assert not inactive & {"session", "descriptors", "rlimits", "uid", "non-dumpable", "seccomp"}
+    assert not inactive & {"session", "descriptors", "rlimits", "non-dumpable", "seccomp"}
+    assert ("uid" in inactive) == (os.geteuid() != 0)
 
 
 def test_a_probe_that_dies_is_an_inactive_layer() -> None:

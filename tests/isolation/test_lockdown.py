@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
 
 import pytest
 from tests.isolation.nursery_client import Nursery
@@ -24,12 +25,29 @@ ORDER = [step.layer for step in lockdown.STEPS]
 OPTIONAL = {"mdwe", "cgroup"}
 
 
+def missing(states: list[LayerState], nursery: Nursery) -> set[str]:
+    """Layers that are not active and ought to be; a user id of its own needs root."""
+    ordinary = nursery.mode == "user" or os.geteuid() != 0
+    inactive = {state.name for state in states if not state.active}
+    assert ("uid" in inactive) == ordinary
+    return inactive - OPTIONAL - {"uid"}
+
+
 def test_every_layer_of_a_runner_is_active_and_says_what_was_verified(nursery: Nursery) -> None:
     states: list[LayerState] = nursery.run("lock_down", seal=True).value
     names = [state.name for state in states]
     assert names == [*dict.fromkeys(ORDER), "mdwe", "seccomp-sealed"]
-    assert all(state.active for state in states if state.name not in OPTIONAL), states
+    assert not missing(states, nursery), states
     assert all(state.detail for state in states)
+
+
+def test_a_child_that_keeps_its_user_verifies_that_it_is_not_and_cannot_become_root(
+    nurseries: Callable[[str], Nursery],
+) -> None:
+    states = {state.name: state for state in nurseries("user").run("lock_down").value}
+    assert "cannot become root" in states["capabilities"].detail
+    assert "siblings" in states["uid"].detail
+    assert states["uid"].remedy
 
 
 def test_a_state_says_what_the_layer_is_for_and_what_to_do_without_it(nursery: Nursery) -> None:
@@ -42,11 +60,11 @@ def test_a_state_says_what_the_layer_is_for_and_what_to_do_without_it(nursery: N
 def test_every_layer_of_a_compiler_is_active(nursery: Nursery) -> None:
     states: list[LayerState] = nursery.run("lock_down", profile="compiler").value
     assert [state.name for state in states] == [*dict.fromkeys(ORDER)]
-    assert all(state.active for state in states if state.name not in OPTIONAL), states
+    assert not missing(states, nursery), states
 
 
 def test_every_layer_of_a_child_but_the_cgroup_is_required_by_default() -> None:
-    assert frozenset(ORDER) - {"cgroup"} == REQUIRED_DEFAULT
+    assert frozenset(ORDER) - {"cgroup", "uid"} == REQUIRED_DEFAULT
 
 
 def test_security_order_is_kept() -> None:

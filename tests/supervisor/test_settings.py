@@ -79,6 +79,14 @@ def test_several_addresses_can_be_given_both_ways() -> None:
     assert parse([], {"SANDBOXD_LISTEN": " ".join(wanted)}).listen == wanted
 
 
+def test_several_layers_can_be_required_both_ways() -> None:
+    wanted = ("uid", "no-ipc")
+    assert parse(["--require-layer", wanted[0], "--require-layer", wanted[1]]).require_layer == (
+        wanted
+    )
+    assert parse([], {"SANDBOXD_REQUIRE_LAYER": " ".join(wanted)}).require_layer == wanted
+
+
 def test_help_lists_every_setting_with_variable_and_default() -> None:
     output = CliRunner().invoke(main, ["--help"]).output
     for field in FIELDS:
@@ -101,12 +109,22 @@ DURATIONS = {"": 1000, "ms": 1, "MS": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 
 @given(st.integers(1, 2**40), st.sampled_from(sorted(SIZES)), st.sampled_from(["", " "]))
 def test_sizes_take_a_suffix(number: int, unit: str, space: str) -> None:
-    assert SIZE.convert(f"{number}{space}{unit}", None, None) == number * SIZES[unit]
+    text, wanted = f"{number}{space}{unit}", number * SIZES[unit]
+    if wanted > 2**40:
+        with pytest.raises(click.BadParameter, match="at most 1024GiB"):
+            SIZE.convert(text, None, None)
+    else:
+        assert SIZE.convert(text, None, None) == wanted
 
 
 @given(st.integers(1, 2**31), st.sampled_from(sorted(DURATIONS)))
 def test_durations_take_a_suffix(number: int, unit: str) -> None:
-    assert DURATION.convert(f"{number}{unit}", None, None) == number * DURATIONS[unit]
+    wanted = number * DURATIONS[unit]
+    if wanted > 8760 * 3_600_000:
+        with pytest.raises(click.BadParameter, match="at most 8760h"):
+            DURATION.convert(f"{number}{unit}", None, None)
+    else:
+        assert DURATION.convert(f"{number}{unit}", None, None) == wanted
 
 
 def test_fractions_are_understood() -> None:

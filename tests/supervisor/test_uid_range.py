@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pwd
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from sandboxd.supervisor import uid_range
 from sandboxd.supervisor.uid_range import FIRST, MAX_UID, UidRangeUnavailable, take
 
 # Another process: record locks do not stand between two users in one.
@@ -36,13 +38,13 @@ class Other:
         self.process.communicate()
 
 
-@pytest.mark.parametrize(
-    ("first", "free"), [(1000, False), (1099, False), (1100, True), (900, False)]
-)
+@pytest.mark.parametrize(("first", "free"), [(0, False), (99, False), (100, True), (-100, False)])
 def test_a_range_that_overlaps_with_anothers_is_refused(
     tmp_path: Path, first: int, free: bool
 ) -> None:
-    other = Other(tmp_path / "lock", 1000, 100)
+    base = 1_800_000_000  # nobody's
+    first += base
+    other = Other(tmp_path / "lock", base, 100)
     try:
         if free:
             take(first, 101, str(tmp_path / "lock")).close()
@@ -64,6 +66,25 @@ def test_without_a_choice_the_next_free_range_is_taken(tmp_path: Path) -> None:
     for other in others:
         other.end()
     mine.close()
+
+
+def test_a_range_with_somebodys_id_in_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = tmp_path / "passwd"
+    users.write_text("bad line\nx:x:not:\nann:x:1800000050:100::/:/bin/sh\n")
+    monkeypatch.setattr(uid_range, "_USERS_FILE", str(users))
+    lock = str(tmp_path / "lock")
+    with pytest.raises(UidRangeUnavailable, match="1800000050 is the user ann"):
+        take(1_800_000_000, 100, lock)
+    take(1_800_000_051, 100, lock).close()
+    # What no file has, such as the users of a directory server, is found at the ends.
+    known = pwd.getpwall()[0]
+    if known.pw_uid == 0:
+        known = pwd.getpwnam("nobody")
+    for first in (known.pw_uid, known.pw_uid - 9):
+        with pytest.raises(UidRangeUnavailable, match=f"is the user {known.pw_name}"):
+            take(first, 10, lock)
 
 
 def test_the_last_user_id_is_never_taken(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ Two families that never mix (docs/errors.md)::
     │   │   ├── Overloaded           OVERLOADED; refused before anything ran
     │   │   │   └── QueueFull        QUEUE_FULL
     │   │   ├── ShuttingDown         SHUTTING_DOWN; refused before anything ran
+    │   │   ├── CutOff               CUT_OFF: the daemon stopped; the guest may have run
     │   │   ├── RunnerLost           RUNNER_LOST
     │   │   ├── ZygoteLost           ZYGOTE_LOST
     │   │   ├── CompilerLost         COMPILER_LOST
@@ -194,9 +195,13 @@ class QueueFull(Overloaded):
 
 
 class ShuttingDown(Unavailable):
-    """The daemon is draining and takes no new work."""
+    """The daemon is draining and takes no new work; this call never reached a guest."""
 
     refused = True
+
+
+class CutOff(Unavailable):
+    """The daemon stopped before the call ended; the guest may have run."""
 
 
 class RunnerLost(Unavailable):

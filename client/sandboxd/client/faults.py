@@ -37,6 +37,7 @@ _BY_REASON: dict[str, type[Fault]] = {
     "ZYGOTE_LOST": errors.ZygoteLost,
     "COMPILER_LOST": errors.CompilerLost,
     "SHUTTING_DOWN": errors.ShuttingDown,
+    "CUT_OFF": errors.CutOff,
     "OVERLOADED": errors.Overloaded,
     "DEADLINE_EXCEEDED": errors.DeadlineFault,
 }

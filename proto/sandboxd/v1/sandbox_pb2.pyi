@@ -545,10 +545,15 @@ class Receipt(_message.Message):
     """Nanoseconds of waiting for the compiler; 0 if the module was compiled."""
     bind_time_ns: _builtins.int
     """Nanoseconds of loading the module into the process, until the supervisor
-    heard of it; 0 if reused.
+    heard of it; 0 if reused. On a cold start and with a spare the call travels
+    with the module, and the process begins it before the supervisor hears that
+    it has loaded: the first part of the run counts here, a short run whole.
     """
     run_time_ns: _builtins.int
-    """Nanoseconds from handing the call to the process to its answer or end."""
+    """Nanoseconds from handing the call to the process to its answer or end; if it
+    travelled with the module, from when the supervisor heard that this was
+    loaded. self_reported.run_time_ns is the run alone, by the runner's word.
+    """
     cpu_time_ns: _builtins.int
     """Nanoseconds of CPU time used by the process for this call, binding
     included, as the kernel accounted for it. The kernel's account of a running

@@ -33,6 +33,11 @@ from sandboxd.wire.v1 import control_pb2
 
 EXIT_REFUSED = 3
 EXIT_ORPHANED = 4
+_CPU_REMEDY = (
+    "give the daemon a cgroup of its own with the cpu controller (Delegate=memory pids cpu and "
+    "ProtectControlGroups=no in the unit), do not pass --cgroups=off, or pass "
+    "--runner-cpu-percent=0"
+)
 
 
 class _Launched(NamedTuple):
@@ -78,6 +83,13 @@ class _Garden:
             self.grove = cgroups.make(wanted.slots, wanted.cpu_percent, self._daemon_pid)
         except cgroups.NoCgroupsError as error:
             self.absence = str(error)
+
+    def require_cpu(self) -> None:
+        """Raise IsolationError if no cgroup can hold a child to its share of a processor."""
+        trees = self.grove.trees if self.grove is not None else ()
+        if not any("cpu" in tree.controllers for tree in trees):
+            cause = self.absence or "no cgroup with the cpu controller was delegated"
+            raise IsolationError(CGROUP, f"--runner-cpu-percent needs it: {cause}", _CPU_REMEDY)
 
     def require(self) -> None:
         """Raise IsolationError if a child would not be bounded."""
@@ -151,6 +163,8 @@ def _be_outer(
     required = frozenset(request.required_layers)
     if CGROUP in required:
         garden.require()
+    if request.cgroups.cpu_percent:
+        garden.require_cpu()
     if request.namespaces == "off":
         cause = NotInForceError("switched off by --namespaces=off")
         layer = refused(NAMESPACES, cause, required=NAMESPACES in required)

@@ -86,7 +86,11 @@ class Daemon:
         self._stats = Stats()
         self._launcher: Launcher
         self._required = isolation.required_layers(
-            settings.isolation, settings.require_layer, settings.namespaces, settings.cgroups
+            settings.isolation,
+            settings.require_layer,
+            settings.namespaces,
+            settings.cgroups,
+            self._as_root,
         )
         self._host = host.describe(self._as_root)
         self._gate = Gate()
@@ -318,6 +322,11 @@ class Daemon:
             breach = f"no answer within {FIRST_RUNNER_TIMEOUT_S:.0f} s"
         if breach:
             raise StartError(f"no runner can be started: {breach}")
+        assert self._zygote is not None
+        if missing := [row.name for row in self._zygote.layers.rows() if not row.active]:
+            log.warning(
+                "layers that are not active: %s; see `sandboxctl doctor`", ", ".join(missing)
+            )
 
     def _on_zygote_lost(self) -> None:
         log.error("the zygote is gone and all runners with it; starting another")

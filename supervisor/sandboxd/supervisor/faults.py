@@ -22,7 +22,8 @@ them for users.
     ├── RunnerLost            UNAVAILABLE        retryable: the process was killed from outside
     ├── ZygoteLost            UNAVAILABLE        retryable
     ├── CompilerLost          UNAVAILABLE        retryable
-    ├── ShuttingDown          UNAVAILABLE        retryable, elsewhere or later
+    ├── ShuttingDown          UNAVAILABLE        retryable, elsewhere or later: nothing ran
+    ├── CutOff                UNAVAILABLE        the daemon stopped; the guest may have run
     └── DeadlineFault         DEADLINE_EXCEEDED  a push did not finish in its time
 """
 
@@ -242,6 +243,13 @@ class ShuttingDown(Fault):
 
     status = grpc.StatusCode.UNAVAILABLE
     reason = "SHUTTING_DOWN"
+
+
+class CutOff(Fault):
+    """The daemon stopped and its drain was over: the guest may have run in part."""
+
+    status = grpc.StatusCode.UNAVAILABLE
+    reason = "CUT_OFF"
 
 
 class DeadlineFault(Fault):

@@ -20,7 +20,6 @@ _WALL = frozenset(
         "session",
         "rlimits",
         "capabilities",
-        "uid",
         "no-new-privs",
         "non-dumpable",
         "libffi-page",
@@ -39,9 +38,9 @@ PRESETS: dict[str, frozenset[str]] = {
     # Inside a container that allows neither namespaces nor Landlock and is itself the outer wall.
     "container": _WALL,
 }
-# Beyond any preset: only root has the first, the second must be delegated to the daemon, and the
-# others need a kernel of today.
-LAYERS = PRESETS["strict"] | {"memfd-noexec", "cgroup", "no-ipc", "no-passed-descriptors"}
+# Beyond any preset: only root has the first two, and the first always is required of root; the
+# third must be delegated to the daemon, and the others need a kernel of today.
+LAYERS = PRESETS["strict"] | {"uid", "memfd-noexec", "cgroup", "no-ipc", "no-passed-descriptors"}
 
 # Who tells of a layer: the zygote, of what it did once for all children; each child, of itself.
 # What a runner applies after it has loaded its module, the zygote has rehearsed, and it confirms.
@@ -60,7 +59,7 @@ class UnknownLayer(StartError):  # noqa: N818 - a state of the world
 
 
 def required_layers(
-    preset: str, added: Iterable[str], namespaces: str, cgroups: str
+    preset: str, added: Iterable[str], namespaces: str, cgroups: str, as_root: bool = False
 ) -> tuple[str, ...]:
     """Return the names of the layers that must hold, sorted. Raises `UnknownLayer`."""
     unknown = set(added) - LAYERS
@@ -73,4 +72,6 @@ def required_layers(
         required |= {"namespaces", "empty-root"}
     if cgroups == "require":
         required |= {"cgroup"}
+    if as_root:
+        required |= {"uid"}  # a runner of an ordinary user has that user's id, a root's its own
     return tuple(sorted(required))

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from sandboxd.supervisor import faults
+from sandboxd.supervisor import faults, isolation
 from sandboxd.supervisor.artifacts import ModuleInfo
 from sandboxd.supervisor.keys import is_digest
+from sandboxd.supervisor.text import for_people
 from sandboxd.v1 import call_pb2, sandbox_pb2
 
 # A name longer than this cannot be exported: the compiler refuses such modules.
@@ -93,6 +94,11 @@ def _check_layers(names: Sequence[str]) -> None:
         if len(name.encode()) > MAX_LAYER_BYTES:
             raise faults.InvalidRequest(
                 f"a layer's name has at most {MAX_LAYER_BYTES} bytes",
+                field=f"require_layers[{index}]",
+            )
+        if name not in isolation.LAYERS:
+            raise faults.InvalidRequest(
+                f"no layer {for_people(name)}; there are {', '.join(sorted(isolation.LAYERS))}",
                 field=f"require_layers[{index}]",
             )
 

@@ -16,7 +16,6 @@ from google.protobuf.message import DecodeError
 from sandboxd.supervisor import faults, requests
 from sandboxd.supervisor.call import Call
 from sandboxd.supervisor.embedding import field_tag, varint
-from sandboxd.supervisor.gate import shutting_down
 from sandboxd.supervisor.outbox import NOTHING, Written
 from sandboxd.supervisor.runner import Answer, Death, Runner
 from sandboxd.supervisor.text import for_people
@@ -143,7 +142,8 @@ class Responder:
         elif death.breach:
             response.protocol_violation.message = death.breach
         elif self.stopping:
-            raise shutting_down()
+            # Not a refusal, and no time to retry after: this guest may have run.
+            raise faults.CutOff("the daemon stopped before the call ended; its drain was over")
         elif not exit_status.known:
             raise faults.ZygoteLost(
                 "the process was lost with the zygote, which is being replaced; retry",

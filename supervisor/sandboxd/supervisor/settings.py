@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -22,51 +22,47 @@ _UNITS_SIZE = {"": 1, "B": 1, "KIB": 1024, "MIB": MIB, "GIB": 1024 * MIB}
 _UNITS_TIME = {"": 1000, "MS": 1, "S": 1000, "M": 60_000, "H": 3_600_000}
 
 
-class SizeType(click.ParamType[int]):
-    """A number of bytes, with an optional suffix. `zero` is allowed only if told so."""
+class _UnitType(click.ParamType[int]):
+    """A number with an optional unit, up to `most`. `zero` is allowed only if told so."""
+
+    _units: ClassVar[dict[str, int]]
+    _example: ClassVar[str]
+
+    def __init__(self, most: int, most_told: str, zero: bool = False) -> None:
+        self._most = most
+        self._most_told = most_told
+        self._zero = zero
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number in the smallest unit; fail on anything else."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value))
+        if match is None or match[2].upper() not in self._units:
+            self.fail(f"{value!r} is not {self._example}", param, ctx)
+        found = float(match[1]) * self._units[match[2].upper()]
+        if found > self._most:
+            self.fail(f"{value!r} is too large; at most {self._most_told}", param, ctx)
+        number = int(found)
+        if number == 0 and not self._zero:
+            self.fail(f"{value!r} is too small; give {self._example}", param, ctx)
+        return number
+
+
+class SizeType(_UnitType):
+    """A number of bytes, with an optional suffix."""
 
     name = "size"
-
-    def __init__(self, zero: bool = False) -> None:
-        self._zero = zero
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return bytes; fail on anything else."""
-        return _with_unit(self, value, _UNITS_SIZE, "a size, such as 64MiB", param, ctx, self._zero)
+    _units = _UNITS_SIZE
+    _example = "a size, such as 64MiB"
 
 
-class DurationType(click.ParamType[int]):
-    """A duration, with an optional suffix; seconds without. `zero` is allowed only if told so."""
+class DurationType(_UnitType):
+    """A duration in milliseconds, with an optional suffix; seconds without."""
 
     name = "duration"
-
-    def __init__(self, zero: bool = False) -> None:
-        self._zero = zero
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return milliseconds; fail on anything else."""
-        example = "a duration, such as 250ms"
-        return _with_unit(self, value, _UNITS_TIME, example, param, ctx, self._zero)
-
-
-def _with_unit(
-    kind: click.ParamType[int],
-    value: Any,
-    units: dict[str, int],
-    example: str,
-    param: click.Parameter | None,
-    ctx: click.Context | None,
-    zero: bool = False,
-) -> int:
-    if isinstance(value, int):
-        return value
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value))
-    if match is None or match[2].upper() not in units:
-        kind.fail(f"{value!r} is not {example}", param, ctx)
-    number = int(float(match[1]) * units[match[2].upper()])
-    if number == 0 and not zero:
-        kind.fail(f"{value!r} is too small; give {example}", param, ctx)
-    return number
+    _units = _UNITS_TIME
+    _example = "a duration, such as 250ms"
 
 
 def _option(default: Any, help_text: str, kind: Any = None, **extra: Any) -> Any:
@@ -98,11 +94,21 @@ def _default_state() -> Path:
     return _directory("/var/lib/sandboxd", "XDG_STATE_HOME", ".local/state")
 
 
-SIZE = SizeType()
-SIZE_OR_ZERO = SizeType(zero=True)
-DURATION = DurationType()
-DURATION_OR_ZERO = DurationType(zero=True)
-COUNT = click.IntRange(min=1)
+# Ends of what the parts can count. Memory and disk: far beyond a machine, and far below where a
+# resource limit overflows. A message and what goes out with it: gRPC's sizes are 32 bits, signed,
+# and the runner's results end here. Durations: their sums stay within the kernel's clocks.
+_TERA = 1024 * 1024 * MIB
+SIZE = SizeType(_TERA, "1024GiB")
+DISK = SizeType(1024 * _TERA, "1048576GiB")
+DISK_OR_ZERO = SizeType(1024 * _TERA, "1048576GiB", zero=True)
+MESSAGE = SizeType(1024 * MIB, "1GiB")
+DURATION = DurationType(365 * 24 * 3_600_000, "8760h")
+DURATION_OR_ZERO = DurationType(365 * 24 * 3_600_000, "8760h", zero=True)
+# Those that wait or run take a descriptor, a process or a place in gRPC's counter, which has 32
+# bits; the others count by themselves.
+PROCESSES = click.IntRange(1, 10_000)
+WAITING = click.IntRange(1, 1_000_000)
+COUNT = click.IntRange(1, 2**32 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +138,11 @@ class Settings:
         "Allow TCP without TLS on a loopback address. Every user of this machine can then "
         "run guests.",
     )
-    max_runners: int = _option(32, "Most runner processes at once.", COUNT)
-    spare_runners: int = _option(4, "Runner processes kept ready ahead of need.", click.IntRange(0))
-    queue_capacity: int = _option(1024, "Most calls that may wait for a runner.", COUNT)
+    max_runners: int = _option(32, "Most runner processes at once.", PROCESSES)
+    spare_runners: int = _option(
+        4, "Runner processes kept ready ahead of need.", click.IntRange(0, 10_000)
+    )
+    queue_capacity: int = _option(1024, "Most calls that may wait for a runner.", WAITING)
     queue_bytes: int = _option(
         256 * MIB, "Most memory that calls may hold while they wait for compiler or runner.", SIZE
     )
@@ -152,22 +160,22 @@ class Settings:
     max_memory: int = _option("512MiB", "Most linear memory that a call can set.", SIZE)
     default_table_elements: int = _option(100_000, "Table elements if a call sets none.", COUNT)
     max_table_elements: int = _option(1_000_000, "Most table elements that a call can set.", COUNT)
-    default_output: int = _option("1MiB", "Output limit if a call sets none.", SIZE)
-    max_output: int = _option("2MiB", "Highest output limit that a call can set.", SIZE)
+    default_output: int = _option("1MiB", "Output limit if a call sets none.", MESSAGE)
+    max_output: int = _option("2MiB", "Highest output limit that a call can set.", MESSAGE)
     max_module: int = _option("128MiB", "Largest module that can be pushed.", SIZE)
     max_modules: int = _option(10_000, "Most modules that may be stored.", COUNT)
-    module_disk: int = _option("64GiB", "Disk space for stored modules.", SIZE)
+    module_disk: int = _option("64GiB", "Disk space for stored modules.", DISK)
     push_time: int = _option("5m", "Time in which a pushed module must have come.", DURATION)
-    max_message: int = _option("4MiB", "Largest gRPC message accepted.", SIZE)
-    compilers: int = _option(1, "Compiler processes at once.", COUNT)
-    compile_queue: int = _option(64, "Modules that may wait for the compiler.", COUNT)
+    max_message: int = _option("4MiB", "Largest gRPC message accepted.", MESSAGE)
+    compilers: int = _option(1, "Compiler processes at once.", PROCESSES)
+    compile_queue: int = _option(64, "Modules that may wait for the compiler.", WAITING)
     compile_wall_time: int = _option("120s", "Wall-clock limit of one compilation.", DURATION)
     compile_cpu_time: int = _option("120s", "CPU limit of one compilation.", DURATION)
     compile_memory: int = _option("2GiB", "Memory limit of one compilation.", SIZE)
     max_artifact: int = _option("512MiB", "Largest compiled module.", SIZE)
     artifact_cache: int = _option("1GiB", "Memory for compiled modules.", SIZE)
     artifact_disk: int = _option(
-        "4GiB", "Disk space for compiled modules; 0 keeps none over a restart.", SIZE_OR_ZERO
+        "4GiB", "Disk space for compiled modules; 0 keeps none over a restart.", DISK_OR_ZERO
     )
     drain: int = _option(
         "10s", "Time that running calls get when the daemon stops.", DURATION_OR_ZERO
@@ -190,14 +198,17 @@ class Settings:
     isolation: str = _option(
         "default",
         "Layers that must hold, or the daemon does not start. default: all that do not depend on "
-        "the host's administrator; strict: all but memfd-noexec (root only), cgroup "
-        "(--cgroups=require), no-ipc and no-passed-descriptors (Linux 6.16); container: for a "
-        "container that allows neither namespaces nor Landlock. `sandboxctl doctor` lists the "
-        "layers.",
+        "the host's administrator; strict: all but uid (always required as root) and memfd-noexec "
+        "(root only), cgroup (--cgroups=require), no-ipc and no-passed-descriptors (Linux 6.16); "
+        "container: for a container that allows neither namespaces nor Landlock. `sandboxctl "
+        "doctor` lists the layers.",
         click.Choice(["default", "strict", "container"]),
     )
     require_layer: tuple[str, ...] = _option(
-        (), "A layer that must hold, too; may be repeated.", multiple=True
+        (),
+        "A layer that must hold, too; may be repeated, and in the environment takes several, with "
+        "spaces between them.",
+        multiple=True,
     )
     namespaces: str = _option(
         "auto",
@@ -214,8 +225,8 @@ class Settings:
     runner_cpu_percent: int = _option(
         0,
         "Share of one processor that a runner or compiler may use, in percent; 0: no limit. Needs "
-        "a cgroup.",
-        click.IntRange(min=0),
+        "a cgroup with the controller cpu; without one the daemon does not start.",
+        click.IntRange(0, 1_000_000),
     )
     log_level: str = _option(
         "info",

@@ -8,14 +8,18 @@ overlaps are refused by the kernel. The lock ends with the process.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import os
+import pwd
 from collections.abc import Iterable
 
 from sandboxd.supervisor.errors import StartError
+from sandboxd.supervisor.text import for_people
 
 LOCK_PATH = "/run/sandboxd-uids.lock"
+_USERS_FILE = "/etc/passwd"
 # Above what systemd gives to containers and dynamic users (up to 1,879,048,191, see UIDS-GIDS), and
 # below 2^31, where some tools take a user id for a negative number.
 FIRST = 1_900_000_000
@@ -62,6 +66,8 @@ def take(
         raise UidRangeUnavailable(
             f"--uid-base can be {MAX_UID + 1 - count} at most: {count} user ids are taken"
         )
+    if first is not None:
+        _refuse_real_users(range(first, first + count))
     try:
         fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
@@ -78,6 +84,33 @@ def take(
     raise UidRangeUnavailable(
         "another sandboxd takes user ids of this range; pass another --uid-base, or none"
     )
+
+
+def _refuse_real_users(ids: range) -> None:
+    """Raise `UidRangeUnavailable` if somebody is known by an id of the range.
+
+    The whole range is looked for in the file of users, where those of this machine are; in the
+    other databases only its ends: one question to a directory server may take long, and there
+    would be one for each runner.
+    """
+    taken = {}
+    with (
+        contextlib.suppress(OSError),
+        open(_USERS_FILE, encoding="utf-8", errors="replace") as lines,
+    ):
+        for fields in (line.split(":") for line in lines):
+            if len(fields) > 2 and fields[2].isdecimal() and int(fields[2]) in ids:
+                taken[int(fields[2])] = fields[0]
+    for end in {ids[0], ids[-1]} - taken.keys():
+        with contextlib.suppress(KeyError):
+            taken[end] = pwd.getpwuid(end).pw_name
+    if taken:
+        first = min(taken)
+        raise UidRangeUnavailable(
+            f"--uid-base takes {len(ids)} user ids from {ids[0]} to {ids[-1]} for runners, and "
+            f"{first} is the user {for_people(taken[first], 64)}; pass a range without users, or "
+            "none"
+        )
 
 
 def _bases(first: int | None, count: int, before: int | None) -> Iterable[int]:

@@ -259,7 +259,8 @@ def _enable(directory: Path, controllers: frozenset[str]) -> None:
 
 def _set_fixed_limits(slot: Path, place: Place, cpu_percent: int) -> None:
     """Set what is the same for every child. Files that the kernel lacks are left out: swap is
-    accounted for only if it was so configured."""
+    accounted for only if it was so configured. But not those of the processor's share: that was
+    asked for."""
     quota = _CPU_PERIOD_US * cpu_percent // 100
     fixed: dict[str, str] = {}
     if place.version == 2:
@@ -270,7 +271,8 @@ def _set_fixed_limits(slot: Path, place: Place, cpu_percent: int) -> None:
         fixed |= {"cpu.cfs_period_us": str(_CPU_PERIOD_US)} if cpu_percent else {}
         fixed |= {"cpu.cfs_quota_us": str(quota)} if cpu_percent else {}
     for name, value in fixed.items():
-        if name.split(".")[0] in place.controllers and (slot / name).exists():
+        controller = name.split(".")[0]
+        if controller in place.controllers and (controller == "cpu" or (slot / name).exists()):
             (slot / name).write_text(value, "ascii")
 
 

@@ -169,7 +169,7 @@ def change_ids(policy: ChildPolicy) -> Work:
     if policy.uid == 0:
         if os.geteuid() == 0:
             raise NotInForceError("the child would keep user id 0")
-        return Work()
+        raise NotInForceError(f"shares user {os.geteuid()} with its siblings and the daemon")
     if os.geteuid() != 0:
         raise NotInForceError(f"user id {os.geteuid()} cannot change to {policy.uid}")
     # A process with one thread, which is verified, needs no word to its others.
@@ -184,22 +184,20 @@ def change_ids(policy: ChildPolicy) -> Work:
 
 def verify_ids(policy: ChildPolicy) -> Work:
     """Check the ids and that user id 0 cannot be taken back."""
+    detail = f"took user and group {policy.uid}, no supplementary groups"
+    ids = (policy.uid,) * 3
+    return _verify_never_root(ids, ids, 0, detail)
+
+
+def _verify_never_root(
+    users: tuple[int, ...], groups: tuple[int, ...], supplementary: int, detail: str
+) -> Work:
     # EINVAL: user id 0 does not exist in this user namespace.
     take_back = call(
         "setresuid",
         expected=(-errno.EPERM, -errno.EINVAL),
         wrong="user id 0 could be taken back",
     )
-    users, groups = (policy.uid,) * 3, (policy.uid,) * 3
-    detail = f"took user and group {policy.uid}, no supplementary groups"
-    supplementary = 0
-    if policy.uid == 0:
-        # They stay as they are in the process that describes this.
-        users, groups = os.getresuid(), os.getresgid()
-        supplementary = len(os.getgroups())
-        detail = f"runs as user {users[0]}, {supplementary} supplementary groups"
-        if len(set(users)) != 1 or len(set(groups)) != 1 or 0 in users:
-            raise NotInForceError(f"user ids {users}, group ids {groups}")
     wrong = f"the process is not left with {supplementary} supplementary groups"
     return Work(
         (
@@ -223,12 +221,26 @@ def clear_capabilities(_policy: ChildPolicy) -> Work:
     return Work((call("capset", _header, _empty),))
 
 
-def verify_capabilities(_policy: ChildPolicy) -> Work:
-    """Check that no set holds a capability: the ambient set is part of the permitted one."""
-    return Work(
+def verify_capabilities(policy: ChildPolicy) -> Work:
+    """Check that no set holds a capability: the ambient set is part of the permitted one.
+
+    A child that keeps its user id is checked here not to be root, and unable to become it: it does
+    not have the layer that checks it for the others.
+    """
+    empty = Work(
         (call("capget", _header, _sets),),
         (Check(_SETS, bytes(_CAPABILITY_BYTES), _say_sets),),
         "effective, permitted, inheritable and ambient sets empty",
+    )
+    if policy.uid != 0:
+        return empty
+    users, groups = os.getresuid(), os.getresgid()
+    if len(set(users)) != 1 or len(set(groups)) != 1 or 0 in users:
+        raise NotInForceError(f"user ids {users}, group ids {groups}")
+    detail = f"user {users[0]} cannot become root"
+    kept = _verify_never_root(users, groups, len(os.getgroups()), detail)
+    return Work(
+        (*empty.calls, *kept.calls), (*empty.checks, *kept.checks), f"{empty.detail}; {detail}"
     )
 
 

@@ -29,14 +29,14 @@ SECCOMP_SEALED: Final = "seccomp-sealed"
 #: Not a layer, but what they all rest on; only ever the name in an IsolationError.
 SINGLE_THREAD: Final = "single-thread"
 
-#: Layers that a child applies itself and that must hold unless the operator says otherwise.
+#: Layers that a child applies itself and that must hold unless the operator says otherwise; of
+#: children of root, the user id as well, whatever anybody says (policy.requires).
 REQUIRED_DEFAULT: Final = frozenset(
     {
         DESCRIPTORS,
         SESSION,
         RLIMITS,
         CAPABILITIES,
-        UID,
         NO_NEW_PRIVS,
         NON_DUMPABLE,
         LANDLOCK,
@@ -66,7 +66,7 @@ REASONS: Final = {
     DESCRIPTORS: "nothing of the parent's can be read, written or passed on",
     RLIMITS: "memory, files, processes and processor time are bounded without a cgroup",
     CAPABILITIES: "no privilege is left, and none can be had by execve(2) or user id 0",
-    UID: "files and processes of other users, siblings among them, are not its own",
+    UID: "files and processes of its siblings and of the daemon are another user's",
     NON_DUMPABLE: "no process of its user can trace it or read its memory, and it leaves no core",
     NO_NEW_PRIVS: "a set-user-id program gives nothing; Landlock and seccomp stand on it",
     LANDLOCK: "files, TCP, abstract sockets and signals are refused even if a path or pid is found",
@@ -88,8 +88,8 @@ REMEDIES: Final = {
     DAEMON_NON_DUMPABLE: "needs prctl(PR_SET_DUMPABLE)",
     NO_PASSED_DESCRIPTORS: "needs Linux 6.16 (SO_PASSRIGHTS)",
     NO_IPC: (
-        "start with namespaces, and /proc/sys writable; an ordinary user needs Linux 5.19 and a "
-        "second level of user namespaces"
+        "start with namespaces, and /proc/sys writable (no ProtectKernelTunables= in the unit); an "
+        "ordinary user needs Linux 5.19 and a second level of user namespaces"
     ),
     MEMFD_NOEXEC: "start as root, with namespaces, on Linux 6.3 or newer",
     ZYGOTE_CAPABILITIES: "start as root with CAP_SETPCAP, CAP_SETUID and CAP_SETGID",
@@ -104,8 +104,7 @@ REMEDIES: Final = {
     RLIMITS: "raise the hard limits that the daemon was started with",
     CAPABILITIES: "start as root with CAP_SETPCAP, or as an ordinary user without capabilities",
     UID: (
-        "as root, give the child a user id of its own and keep CAP_SETUID and CAP_SETGID; "
-        "as an ordinary user, give none"
+        "start as root, with CAP_SETUID and CAP_SETGID: each child then takes a user id of its own"
     ),
     NO_NEW_PRIVS: "needs Linux 3.5",
     NON_DUMPABLE: "needs prctl(PR_SET_DUMPABLE)",

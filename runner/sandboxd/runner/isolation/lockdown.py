@@ -234,7 +234,7 @@ STEPS: Final = (
     Step(RLIMITS, limits.set_limits, limits.verify_limits, _LIMITS),
     Step(CAPABILITIES, credentials.bound, credentials.verify_bounded),
     Step(UID, credentials.change_ids, credentials.verify_ids, ("uid",)),
-    Step(CAPABILITIES, credentials.clear_capabilities, credentials.verify_capabilities),
+    Step(CAPABILITIES, credentials.clear_capabilities, credentials.verify_capabilities, ("uid",)),
     # After the ids: changing them sets this flag again and clears the parent-death signal.
     Step(NON_DUMPABLE, _deny_dumps, _verify_no_dumps),
     Step(NO_NEW_PRIVS, _forgo_privileges, _verify_no_privileges),
@@ -288,9 +288,7 @@ class Planner:
 
     def _make(self, policy: ChildPolicy, names: frozenset[str]) -> Plan:
         steps = tuple(
-            _PlannedStep(
-                step.layer, self._describe(at, step, policy), step.layer in policy.required
-            )
+            _PlannedStep(step.layer, self._describe(at, step, policy), policy.requires(step.layer))
             for at, step in enumerate(STEPS)
             if step.layer in names
         )

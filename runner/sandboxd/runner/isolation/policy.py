@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-from sandboxd.runner.isolation.layers import REQUIRED_DEFAULT
+from sandboxd.runner.isolation.layers import REQUIRED_DEFAULT, UID
 
 #: What a runner holds has fixed numbers, for the second filter knows descriptors by number: its
 #: socket, its interrupt pipe, and what the engine's event loop opens after them (an epoll, a
@@ -48,7 +49,7 @@ class ChildPolicy:
     file_size_bytes: RLIMIT_FSIZE, 0 for whoever writes no file.
     processes: RLIMIT_NPROC, processes and threads of the user id in its user namespace.
     parent_pid: process id of the parent as the child sees it; 1 under a zygote that is PID 1.
-    required: names of the layers that must hold, see layers.REQUIRED_DEFAULT.
+    required: names of the layers that must hold, see layers.REQUIRED_DEFAULT and requires().
     writable_code: answer of libffi.find_writable_code(); empty takes the remembered answer.
     cgroup: the slot to join, or why there is none.
     """
@@ -65,6 +66,14 @@ class ChildPolicy:
     writable_code: tuple[tuple[int, int], ...] = ()
     cgroup: Slot | str = "no cgroup was made for this child"
     moved_fds: tuple[int, ...] = ()
+
+    def requires(self, layer: str) -> bool:
+        """Whether the layer must hold. Under root a user id must always be taken: no child is root.
+
+        To be asked in the parent.
+        """
+        must_change_ids = self.uid != 0 or os.geteuid() == 0
+        return layer in self.required or (layer == UID and must_change_ids)
 
     @property
     def open_fds(self) -> frozenset[int]:
