@@ -6,7 +6,7 @@ import dataclasses
 import os
 from typing import Final
 
-from sandboxd.runner.isolation import kernel, lockdown, seccomp, syscalls
+from sandboxd.runner.isolation import kernel, lockdown, passing, seccomp, syscalls
 from sandboxd.runner.isolation.layers import (
     CAPABILITIES,
     CGROUP,
