@@ -10,9 +10,15 @@ from tests.system import taken_over
 from tests.system.registry import check, until
 from tests.system.units import GUESTS, TIMEOUT_S, UNITS, Unit
 
-from sandboxd.client import LimitExceeded, LimitKind, ModuleTooComplex
+from sandboxd.client import (
+    LimitExceeded,
+    LimitKind,
+    ModuleTooComplex,
+    ProtocolViolation,
+    SandboxViolation,
+)
 
-#: Those that no other wall stops, and that the sealed filter lets a computing guest make.
+#: Those that once only a cgroup stopped; without one, too, other walls do now.
 _FILES: Final = "384 MiB in many mapped memory files"
 _TABLES: Final = "384 MiB of page tables"
 _DOCUMENT: Final = b'{"a": 1}'
@@ -45,21 +51,32 @@ def _kills(unit: Unit) -> int:
     return total
 
 
-def _strike(unit: Unit, attack: str) -> str:
+def _overuse(unit: Unit) -> str:
+    """Less than its cgroup has is all that the other walls leave: so give the cgroup less."""
     neighbour = _guest() + _custom_section(b"neighbour")
     assert unit.format(neighbour, _DOCUMENT).output
     before, kills = unit.status(), _kills(unit)
-    outcome = unit.format(_guest(), taken_over.order(attack), fresh=True).outcome
+    bound = {runner.pid for runner in before.runners if runner.module_digest}
+    assert bound
+    for process, cgroup in unit.processes():
+        if process.name() == "sbx-runner" and process.pid not in bound:
+            (cgroup / "memory.max").write_text(str(taken_over.PRIVATE_BYTES // 2))
+    outcome = unit.format(_guest(), taken_over.order(taken_over.PRIVATE), fresh=True).outcome
     assert isinstance(outcome, LimitExceeded), outcome
     assert outcome.kind is LimitKind.MEMORY, outcome
     assert _kills(unit) > kills
     _assert_survived(unit, before.pid, before.zygote_pid)
-    after = unit.status()
-    bound = {runner.pid for runner in before.runners if runner.module_digest}
-    assert bound
-    assert bound <= {runner.pid for runner in after.runners}, "a neighbour is gone"
+    assert bound <= {runner.pid for runner in unit.status().runners}, "a neighbour is gone"
     assert unit.format(neighbour, _DOCUMENT).output
     return f"{outcome.describe()}; the neighbour's process {bound} answers again"
+
+
+def _stopped_before(unit: Unit, attack: str) -> str:
+    before = unit.status()
+    outcome = unit.format(_guest(), taken_over.order(attack), fresh=True).outcome
+    assert isinstance(outcome, SandboxViolation | ProtocolViolation), outcome
+    _assert_survived(unit, before.pid, before.zygote_pid)
+    return outcome.describe()
 
 
 def _assert_survived(unit: Unit, daemon: int, zygote: int) -> None:
@@ -69,7 +86,7 @@ def _assert_survived(unit: Unit, daemon: int, zygote: int) -> None:
 
 
 def _strike_as_compiler(unit: Unit) -> str:
-    before, kills = unit.status(), _kills(unit)
+    before = unit.status()
     module = _guest() + _custom_section(taken_over.order(_TABLES))
     try:
         unit.format(module, _DOCUMENT)
@@ -77,8 +94,6 @@ def _strike_as_compiler(unit: Unit) -> str:
         verdict = str(refusal)
     else:
         raise AssertionError("it was compiled")
-    assert "memory" in verdict, verdict
-    assert _kills(unit) > kills
     _assert_survived(unit, before.pid, before.zygote_pid)
     return verdict
 
@@ -94,13 +109,16 @@ def _end(unit: Unit) -> str:
 
 _SENTENCES: Final[dict[str, Callable[[Unit], str]]] = {
     "children can be taken over": _begin,
-    "a runner with mapped memory files is killed, the verdict LIMIT_KIND_MEMORY": partial(
-        _strike, attack=_FILES
+    "a runner that uses more than its cgroup has is killed, the verdict LIMIT_KIND_MEMORY": (
+        _overuse
     ),
-    "a runner with page tables is killed, the verdict LIMIT_KIND_MEMORY": partial(
-        _strike, attack=_TABLES
+    "a runner with mapped memory files is stopped by its filter": partial(
+        _stopped_before, attack=_FILES
     ),
-    "a compiler with page tables is killed, the verdict MODULE_TOO_COMPLEX": _strike_as_compiler,
+    "a runner with page tables is stopped by its resource limits": partial(
+        _stopped_before, attack=_TABLES
+    ),
+    "a compiler with page tables gets the verdict MODULE_TOO_COMPLEX": _strike_as_compiler,
     "children cannot be taken over any more": _end,
 }
 

@@ -15,6 +15,9 @@ from typing import Any, Final, cast
 from tests.system.image import CHECKS
 
 ORDER: Final = b"strike: "
+#: An order that is no attack: to use memory that the resource limits allow.
+PRIVATE: Final = "use private memory"
+PRIVATE_BYTES: Final = 100 << 20
 _FILE: Final = Path(sysconfig.get_path("purelib"), "taken_over.pth")
 _LAUNCHER: Final = "sandboxd.runner.launcher"
 
@@ -48,7 +51,9 @@ def _take_over() -> None:
 
     def obey(text: bytes) -> None:
         _, found, name = text.rpartition(ORDER)
-        if found:
+        if name == PRIVATE.encode():
+            b"x" * PRIVATE_BYTES
+        elif found:
             # The attacks that are ordered look for nothing in their field.
             CATALOGUE[name.decode()].strike(cast(Any, None))
 
