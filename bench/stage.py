@@ -99,7 +99,7 @@ class Daemon(Endpoint):
         """Wait until so many runners are ready and none is on its way."""
         while True:
             pool = (await self.status()).pool
-            if pool.spare >= count and not pool.starting and not pool.dying:
+            if pool.spare >= count and not (pool.starting or pool.dying or pool.loading):
                 return
             await asyncio.sleep(0.01)
 

@@ -27,7 +27,8 @@ _MODULE_BYTES = 100_000
 # More than the pool has runners, so that none is still bound when its turn comes again.
 _VARIANTS = 80
 
-_FRESH = "FRESH, spares at hand"
+_FRESH = "FRESH, a module called so again and again"
+_FRESH_SPARE = "FRESH, nothing bound ahead"
 _BOUND_RHYTHM = "bound, in the same rhythm"
 _BOUND = "bound, back to back"
 _FIRST = "first call"
@@ -60,19 +61,36 @@ async def burst_median(
 
 async def _latency(stage: Stage) -> AsyncGenerator[Part, None]:
     seconds = stage.settings.block_s * 2
-    async with stage.daemon() as daemon:
+    async with stage.daemon() as daemon, stage.daemon("--ahead-runners", "0") as plain:
         digest = await daemon.push(guests.echo())
-        fresh = call_of(daemon, requests.bytes_call(digest, "echo", INPUT, fresh=True))
+        await plain.push(guests.echo())
+        request = requests.bytes_call(digest, "echo", INPUT, fresh=True)
+        fresh, spare = call_of(daemon, request), call_of(plain, request)
         bound = call_of(daemon, requests.bytes_call(digest, "echo", INPUT))
-        yield Point(_start_sides(_FRESH, fresh, bound, seconds))
+        for _ in range(2):
+            await fresh()
+        yield Point(
+            [
+                _burst(_FRESH, fresh, seconds, sandbox_pb2.START_KIND_LOADED),
+                _burst(_FRESH_SPARE, spare, seconds, sandbox_pb2.START_KIND_SPARE),
+                *_bound_sides(bound, seconds),
+            ]
+        )
+    yield Note(
+        f"Bursts of {SPARES} calls, {_REST_S * 1000:.0f} ms apart. A module that is called in a "
+        f"process of its own again and again has up to {SPARES} of them bound ahead "
+        "(`--ahead-runners`); one that is called so now and then takes a spare, which has loaded "
+        "nothing."
+    )
 
 
-def _start_sides(name: str, new: Execute, bound: Execute, seconds: float) -> list[Side]:
-    spare, reused = sandbox_pb2.START_KIND_SPARE, sandbox_pb2.START_KIND_REUSED
+def _burst(name: str, call: Execute, seconds: float, kind: sandbox_pb2.StartKind.ValueType) -> Side:
+    return Side(name, lambda: burst_median(call, seconds, kind))
 
+
+def _bound_sides(bound: Execute, seconds: float) -> list[Side]:
     return [
-        Side(name, lambda: burst_median(new, seconds, spare)),
-        Side(_BOUND_RHYTHM, lambda: burst_median(bound, seconds, reused)),
+        _burst(_BOUND_RHYTHM, bound, seconds, sandbox_pb2.START_KIND_REUSED),
         sides.latency(_BOUND, bound, seconds / 4),
     ]
 
@@ -102,7 +120,12 @@ async def _first_call(stage: Stage) -> AsyncGenerator[Part, None]:
     seconds = stage.settings.block_s * 2
     async with stage.daemon() as daemon:
         first, bound = await _variants(daemon, _VARIANTS)
-        yield Point(_start_sides(_FIRST, first, bound, seconds))
+        yield Point(
+            [
+                _burst(_FIRST, first, seconds, sandbox_pb2.START_KIND_SPARE),
+                *_bound_sides(bound, seconds),
+            ]
+        )
     yield Note(
         f"{_VARIANTS} modules of {_MODULE_BYTES // 1000} KB of code each, all compiled, are called "
         "in turn: none is bound to a runner when its turn comes. A spare is, as in ordinary use."
@@ -143,7 +166,8 @@ def figures(settings: Settings) -> list[Figure]:
             _latency,
             [
                 Ratio("p50 of FRESH, spares at hand / bound", _FRESH, _BOUND_RHYTHM, at_most(1.5)),
-                Ratio("p50 of FRESH, spares at hand / bound, back to back", _FRESH, _BOUND),
+                Ratio("the same / bound, back to back", _FRESH, _BOUND),
+                Ratio("p50 of FRESH, nothing bound ahead / bound", _FRESH_SPARE, _BOUND_RHYTHM),
             ],
         ),
         Figure(

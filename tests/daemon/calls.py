@@ -78,6 +78,7 @@ def wasi(
     *args: str,
     env: dict[str, str] | None = None,
     stdin: bytes = b"",
+    fresh: bool = False,
     **limits: int,
 ) -> Request:
     """A WASI command."""
@@ -85,7 +86,7 @@ def wasi(
         call_pb2.EnvironmentVariable(name=name, value=value) for name, value in (env or {}).items()
     ]
     call = call_pb2.WasiCommand(args=args, env=variables, stdin=stdin)
-    return _request(module, False, limits, wasi=call)
+    return _request(module, fresh, limits, wasi=call)
 
 
 # --- a daemon's methods ---------------------------------------------------------------------------

@@ -161,9 +161,14 @@ def test_status_describes_every_runner(daemon: Any, caller: Caller, sink: str) -
     status = daemon.wait_status(
         lambda status: status.pool.starting == status.pool.dying == status.pool.busy == 0
     )
-    (idle,) = [runner for runner in status.runners if runner.state == IDLE]
+    idle, *ahead = sorted(
+        (runner for runner in status.runners if runner.state == IDLE),
+        key=lambda runner: -runner.executions,
+    )
     assert (idle.tenant, idle.module_digest) == ("default", sink)
     assert idle.executions >= 1
+    assert len(ahead) == status.pool.ahead
+    assert all((one.module_digest, one.executions) == (sink, 0) for one in ahead)
     assert idle.rss_bytes > 1 << 20
     assert idle.cpu_time_ns > 0
     spares = [runner for runner in status.runners if runner.state == admin_pb2.RUNNER_STATE_SPARE]

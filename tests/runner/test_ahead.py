@@ -26,6 +26,12 @@ COUNTER = """
   (func (export "trap") unreachable)
   (func $spin (export "spin") (loop (br 0))))
 """
+PLUGIN = """
+(module
+  (memory (export "memory") 1)
+  (func (export "alloc") (param i32) (result i32) (i32.const 16))
+  (func (export "run") (param i32 i32) (result i64) (i64.const 0x1000000001)))
+"""
 STARTS = '(module (memory (export "memory") 1) {} (start ${}) (func (export "f")))'
 LOGS_AT_START = STARTS.format(
     '(import "env" "log" (func $log (param i32))) (func $s (call $log (i32.const 7)))', "s"
@@ -67,6 +73,26 @@ def test_after_a_trap_the_next_call_is_served_from_one_that_was_made_ahead(count
     assert counter.typed("trap").trapped.code == call_pb2.TRAP_CODE_UNREACHABLE
     assert is_ahead(counter)
     assert numbers(counter.typed("count")) == [2]
+
+
+@pytest.mark.parametrize("export", ["run", "alloc", "memory", "", "missing"])
+def test_what_is_expected_is_made_before_the_first_call(bind: Bind, export: str) -> None:
+    """Whatever function is expected: it was the client that named it."""
+    bound = bind(PLUGIN)
+    bound.guest.expect(MIB, 10, export)
+    bound.guest.prepare()
+    ahead = bound.guest._ahead
+    assert ahead is not None
+    served = bound.call_bytes("run", b"x", memory_bytes=MIB, table_elements=10)
+    assert served.completed.output == b"x"
+    assert bound.guest._ahead is not ahead
+
+
+def test_nothing_is_made_for_calls_that_nothing_can_be_made_for(bind: Bind) -> None:
+    starts = bind(SPINS_AT_START)
+    starts.guest.expect(MIB, 10, "")
+    starts.guest.prepare()
+    assert not is_ahead(starts)
 
 
 def test_initial_data_is_not_charged_ahead_of_its_call(bind: Bind) -> None:

@@ -14,10 +14,14 @@ INTERRUPT = call_pb2.TRAP_CODE_INTERRUPT
 
 @contextmanager
 def interrupting(engine: wasmtime.Engine) -> Iterator[None]:
-    """Bump the epoch every millisecond from now on, as the runner's interrupting thread does."""
+    """Bump the epoch every millisecond, as the runner's interrupting thread does.
+
+    Not at once: a bump before the guest's first instruction ends the call before it has begun.
+    """
     over = threading.Event()
 
     def bump() -> None:
+        over.wait(0.1)
         while not over.wait(0.001):
             engine.increment_epoch()
 

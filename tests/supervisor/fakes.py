@@ -133,9 +133,13 @@ class FakeZygote:
         self.children: list[FakeChild] = []
         self.ready_at_once = ready_at_once
         self.has_slot = True
+        self.awaited: list[bool] = []
         self.layers = Layers(SEALED, ())
 
-    def spawn(self, kind: int, passed: Sequence[int], limits: ChildLimits) -> Child:
+    def spawn(
+        self, kind: int, passed: Sequence[int], limits: ChildLimits, *, awaited: bool = False
+    ) -> Child:
+        self.awaited.append(awaited)
         child = FakeChild(pid=1000 + len(self.children))
         child.outbox_fd = os.dup(passed[-1])
         self.children.append(child)
@@ -167,6 +171,7 @@ def pool_config(**changes: float) -> PoolConfig:
         "max_age_s": 1e6,
         "idle_timeout_s": 1e6,
         "max_output_bytes": MAX_OUTPUT_BYTES,
+        "pause_s": 0.0,
         **changes,
     }
     return PoolConfig(limits=LIMITS, **chosen)  # type: ignore[arg-type]

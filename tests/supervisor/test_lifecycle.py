@@ -37,7 +37,7 @@ class Life(RuleBasedStateMachine):
         if (before, event) in TRANSITIONS:
             self.state = advance(before, event)
             self.seen.append(self.state)
-            self.bound += event is Event.BIND
+            self.bound += event in (Event.BIND, Event.LOAD)
             return
         with pytest.raises(IllegalTransition) as caught:
             self.state = advance(before, event)

@@ -24,6 +24,7 @@ from tests.supervisor.fakes import (
 
 from sandboxd.supervisor import faults
 from sandboxd.supervisor import pool as pool_module
+from sandboxd.supervisor.forecast import Expected
 from sandboxd.supervisor.keys import Key
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.line import QueueDeadline
@@ -427,13 +428,188 @@ async def test_closing_refuses_those_who_wait_and_kills_all(make_bench: MakeBenc
     bench.pool.release(busy, reusable=True)  # a call that ends late
 
 
+# --- binding ahead --------------------------------------------------------------------------------
+
+
+def expected(wanted: Key) -> Expected:
+    return Expected(wanted, module_artifact(), 1 << 20, 10, "run")
+
+
+def loading(bench: Bench) -> list[Runner]:
+    return [one for one in bench.pool.runners if one.state is State.LOADING]
+
+
+async def call_fresh(bench: Bench, wanted: Key = A) -> Runner:
+    """Have a call in a process of its own, which ends well; what is due is loaded."""
+    runner = await bench.lease(wanted, fresh=True)
+    fake_child(runner).say(DONE)
+    bench.pool.expect(expected(wanted))
+    bench.pool.discard(runner)
+    await turn(20)
+    for one in loading(bench):
+        fake_child(one).say(BOUND)
+    return runner
+
+
+async def test_a_module_that_is_called_fresh_again_and_again_is_bound_ahead(
+    make_bench: MakeBench,
+) -> None:
+    bench = make_bench(capacity=10, spares=2, ahead=3)
+    await call_fresh(bench)
+    assert bench.pool.ahead == 0, "once is no habit"
+    await call_fresh(bench)
+    assert bench.pool.ahead == 1
+    runner = bench.pool.acquire_nowait(A, fresh=True)
+    assert runner is not None
+    assert (runner.key, runner.executions, runner.state) == (A, 0, State.IDLE)
+
+
+async def test_a_call_that_takes_any_process_prefers_a_used_one(make_bench: MakeBench) -> None:
+    bench = make_bench(capacity=10, spares=1, ahead=3)
+    used = await bench.lease(A)
+    bench.give_back(used)
+    for _ in range(2):
+        await call_fresh(bench)
+    assert bench.pool.ahead == 1
+    assert bench.pool.acquire_nowait(A, fresh=False) is used
+    other = bench.pool.acquire_nowait(A, fresh=False)
+    assert other is not None
+    assert other.key == A
+    assert bench.pool.ahead == 0
+
+
+async def test_as_many_are_ahead_as_the_limit_allows(make_bench: MakeBench) -> None:
+    bench = make_bench(capacity=20, spares=2, ahead=3)
+    burst = [await bench.lease(A, fresh=True) for _ in range(6)]
+    for runner in burst:
+        fake_child(runner).say(DONE)
+        bench.pool.expect(expected(A))
+        bench.pool.discard(runner)
+    await turn(30)
+    assert len(loading(bench)) == 3
+    states = [runner.state for runner in bench.pool.runners]
+    assert states.count(State.SPARE) == 2, "spares are as many as ever"
+
+
+async def test_one_that_waits_in_vain_makes_room_for_another_module(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(capacity=10, spares=1, ahead=1)
+    for _ in range(2):
+        await call_fresh(bench, A)
+    for _ in range(2):
+        await call_fresh(bench, B)
+    (ahead,) = [one for one in bench.pool.runners if one.state is State.IDLE]
+    assert ahead.key == A, "it has not waited for long"
+    monkeypatch.setattr(pool_module, "AHEAD_PATIENCE_S", 0.0)
+    await call_fresh(bench, B)
+    await turn(20)
+    for one in loading(bench):
+        fake_child(one).say(BOUND)
+    (ahead,) = [one for one in bench.pool.runners if one.state is State.IDLE]
+    assert ahead.key == B
+
+
+async def test_nothing_is_bound_ahead_while_a_call_waits(make_bench: MakeBench) -> None:
+    bench = make_bench(capacity=2, spares=0, ahead=2)
+    busy = [await bench.lease(A, fresh=True) for _ in range(2)]
+    call = bench.waiting(B)
+    await turn()
+    for _ in range(2):
+        bench.pool.expect(expected(A))
+    fake_child(busy[0]).say(DONE)
+    bench.pool.discard(busy[0])
+    assert fake_child(busy[0]).kills == 1, "its place is needed now"
+    assert (await call).key == B
+
+
+async def test_a_fresh_call_that_waits_gets_the_one_that_was_bound_for_it(
+    make_bench: MakeBench,
+) -> None:
+    bench = make_bench(capacity=3, spares=0, ahead=1)
+    for _ in range(2):
+        runner = await bench.lease(A, fresh=True)
+        fake_child(runner).say(DONE)
+        bench.pool.expect(expected(A))
+        bench.pool.discard(runner)
+        await turn(20)
+    (soon,) = loading(bench)
+    for _ in range(2):
+        await bench.lease(B)
+    call = bench.waiting(A, fresh=True)
+    await turn()
+    fake_child(soon).say(BOUND)
+    assert await call is soon
+
+
+async def test_one_that_cannot_be_bound_ahead_ends_and_harms_nobody(make_bench: MakeBench) -> None:
+    bench = make_bench(capacity=10, spares=1, ahead=2)
+    for _ in range(2):
+        runner = await bench.lease(A, fresh=True)
+        fake_child(runner).say(DONE)
+        bench.pool.expect(expected(A))
+        bench.pool.discard(runner)
+        await turn(20)
+    (broken,) = loading(bench)
+    fake_child(broken).say(
+        runner_pb2.RunnerReply(bound=runner_pb2.Bound(error="no memory")),
+    )
+    await turn(20)
+    assert broken.state is State.DEAD
+    assert not loading(bench), "it is not tried again until there is another call"
+    assert (await bench.lease(A, fresh=True)).executions == 1
+
+
+async def test_one_that_never_says_that_it_is_bound_is_killed(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "START_TIMEOUT_S", 0.01)
+    bench = make_bench(capacity=10, spares=1, ahead=2)
+    for _ in range(2):
+        runner = await bench.lease(A, fresh=True)
+        fake_child(runner).say(DONE)
+        bench.pool.expect(expected(A))
+        bench.pool.discard(runner)
+        await turn(20)
+    (silent,) = loading(bench)
+    await silent_end(silent)
+    assert not loading(bench)
+
+
+async def silent_end(runner: Runner) -> None:
+    while runner.state is not State.DEAD:  # noqa: ASYNC110 - nothing tells
+        await asyncio.sleep(0.005)
+
+
+async def test_a_runner_for_a_call_that_waits_is_forked_as_awaited(make_bench: MakeBench) -> None:
+    bench = make_bench(capacity=4, spares=1)
+    await turn(20)
+    assert bench.zygote.awaited == [False]
+    await asyncio.gather(bench.waiting(A), bench.waiting(A))
+    await turn(20)
+    assert bench.zygote.awaited[1:] == [True, False]
+
+
+async def test_a_runner_that_served_its_one_call_is_killed_when_calls_pause(
+    make_bench: MakeBench,
+) -> None:
+    bench = make_bench(capacity=4, spares=2, pause_s=0.02)
+    await turn(20)
+    runner = await bench.lease(A, fresh=True)
+    fake_child(runner).say(DONE)
+    bench.pool.discard(runner)
+    assert fake_child(runner).kills == 0
+    await silent_end(runner)
+    assert fake_child(runner).kills == 1
+
+
 # --- any order of events --------------------------------------------------------------------------
 
 
 class PoolMachine(RuleBasedStateMachine):
     """Calls come, end, fail, are cancelled; runners die; nobody is forgotten or served twice."""
 
-    CAPACITY, SPARES, QUEUE = 3, 1, 5
+    CAPACITY, SPARES, AHEAD, QUEUE = 4, 1, 2, 5
 
     def __init__(self) -> None:
         super().__init__()
@@ -446,6 +622,7 @@ class PoolMachine(RuleBasedStateMachine):
         return Bench(
             capacity=self.CAPACITY,
             spares=self.SPARES,
+            ahead=self.AHEAD,
             queue_capacity=self.QUEUE,
         )
 
@@ -488,7 +665,12 @@ class PoolMachine(RuleBasedStateMachine):
         async def end() -> None:
             runner = data.draw(st.sampled_from(self.working))
             self.working.remove(runner)
-            if runner.state is State.BUSY:
+            if runner.state is State.BUSY and clean and data.draw(st.booleans()):
+                fake_child(runner).say(DONE)
+                assert runner.key is not None
+                self.bench.pool.expect(expected(runner.key))
+                self.bench.pool.discard(runner)
+            elif runner.state is State.BUSY:
                 self.bench.give_back(runner, clean)
             else:
                 self.bench.pool.release(runner, reusable=False)
@@ -519,6 +701,15 @@ class PoolMachine(RuleBasedStateMachine):
 
         self.do(die())
 
+    @rule(data=st.data())
+    def a_module_is_loaded(self, data: st.DataObject) -> None:
+        async def load() -> None:
+            if ready := loading(self.bench):
+                fake_child(data.draw(st.sampled_from(ready))).say(BOUND)
+            await self._settle()
+
+        self.do(load())
+
     @rule()
     def time_passes(self) -> None:
         self.do(self._settle())
@@ -532,6 +723,7 @@ class PoolMachine(RuleBasedStateMachine):
         ]
         assert len(living) <= self.CAPACITY
         assert self.bench.pool.queue_depth <= self.QUEUE
+        assert self.bench.pool.ahead + len(loading(self.bench)) <= self.AHEAD
 
     def teardown(self) -> None:
         self.do(self._finish())
@@ -547,6 +739,8 @@ class PoolMachine(RuleBasedStateMachine):
             await self._settle()
             if not self.waiting and not self.working:
                 break
+            for runner in loading(self.bench):
+                fake_child(runner).say(BOUND)
             for runner in self.working:
                 self.bench.give_back(runner)
             self.working.clear()

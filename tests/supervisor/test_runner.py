@@ -23,6 +23,7 @@ from tests.supervisor.fakes import (
 
 from sandboxd.supervisor import frames
 from sandboxd.supervisor.child import Child, ExitStatus
+from sandboxd.supervisor.forecast import Expected
 from sandboxd.supervisor.layers import Layers
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.outbox import Outbox
@@ -65,6 +66,7 @@ class Bench:
         ways: dict[State, list[Callable[[], None]]] = {
             State.STARTING: [],
             State.SPARE: [self.get_ready],
+            State.LOADING: [self.get_ready, self.load],
             State.BINDING: [self.get_ready, self.begin],
             State.BUSY: [self.get_ready, self.begin, self.bind],
             State.STOPPING: [self.get_ready, self.begin, self.bind, self.runner.interrupt],
@@ -79,6 +81,10 @@ class Bench:
 
     def begin(self) -> None:
         self.answer = self.runner.begin(JOB, key("a"), module_artifact())
+
+    def load(self) -> None:
+        expected = Expected(key("a"), module_artifact(), 1 << 20, 10, "run")
+        self.runner.load(expected, lambda _: self.heard.append("loaded"))
 
     def bind(self) -> None:
         self.child.say(BOUND)
@@ -102,6 +108,7 @@ async def bench() -> AsyncIterator[Bench]:
 
 LAWFUL = {
     (State.STARTING, "ready"),
+    (State.LOADING, "bound"),
     (State.BINDING, "bound"),
     (State.BUSY, "result"),
     (State.STOPPING, "result"),

@@ -65,12 +65,17 @@ def _print_load(snapshot: Status) -> None:
 
     pool, queue, latency = snapshot.pool, snapshot.queue, snapshot.latency
     print_table(
-        ("STARTING", "SPARE", "BOUND", "BUSY", "DYING", "CAPACITY", "STARTED", "ENDED", "ZYGOTES"),
+        (
+            *("STARTING", "SPARE", "LOADING", "BOUND", "AHEAD", "BUSY", "DYING"),
+            *("CAPACITY", "STARTED", "ENDED", "ZYGOTES"),
+        ),
         [
             (
                 pool.starting,
                 pool.spare,
+                pool.loading,
                 pool.bound,
+                pool.ahead,
                 pool.busy,
                 pool.dying,
                 pool.capacity,

@@ -21,6 +21,8 @@ class StartKind(StrEnum):
     """It was forked ahead of need."""
     COLD = "COLD"
     """It was forked for this call."""
+    LOADED = "LOADED"
+    """It had loaded this module ahead of need, and had run no guest."""
     UNKNOWN = "UNKNOWN"
 
 

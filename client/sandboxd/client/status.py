@@ -49,6 +49,10 @@ class PoolStatus:
     started_total: int
     ended_total: int
     zygote_starts_total: int
+    loading: int = 0
+    """Loading a module ahead of need."""
+    ahead: int = 0
+    """Of `bound`, those that were bound ahead of need and have not had a call."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,6 +146,8 @@ class PoolStatus(_message.Message):
     STARTED_TOTAL_FIELD_NUMBER: _builtins.int
     ENDED_TOTAL_FIELD_NUMBER: _builtins.int
     ZYGOTE_STARTS_TOTAL_FIELD_NUMBER: _builtins.int
+    LOADING_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
     starting: _builtins.int
     """Forked, not yet ready."""
     spare: _builtins.int
@@ -164,6 +166,10 @@ class PoolStatus(_message.Message):
     """Runners that ended since the daemon started."""
     zygote_starts_total: _builtins.int
     """Times that a zygote was started; 1 if none was lost."""
+    loading: _builtins.int
+    """Loading a module ahead of need."""
+    ahead: _builtins.int
+    """Bound ahead of need: those of `bound` that have not had a call yet."""
     def __init__(
         self,
         *,
@@ -176,10 +182,12 @@ class PoolStatus(_message.Message):
         started_total: _builtins.int = ...,
         ended_total: _builtins.int = ...,
         zygote_starts_total: _builtins.int = ...,
+        loading: _builtins.int = ...,
+        ahead: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bound", b"bound", "busy", b"busy", "capacity", b"capacity", "dying", b"dying", "ended_total", b"ended_total", "spare", b"spare", "started_total", b"started_total", "starting", b"starting", "zygote_starts_total", b"zygote_starts_total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "bound", b"bound", "busy", b"busy", "capacity", b"capacity", "dying", b"dying", "ended_total", b"ended_total", "loading", b"loading", "spare", b"spare", "started_total", b"started_total", "starting", b"starting", "zygote_starts_total", b"zygote_starts_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

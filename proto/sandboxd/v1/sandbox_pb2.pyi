@@ -122,6 +122,10 @@ class _StartKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StartKind.V
     """A spare process, forked ahead of need."""
     START_KIND_COLD: _StartKind.ValueType  # 3
     """A process forked for this call."""
+    START_KIND_LOADED: _StartKind.ValueType  # 4
+    """A process that had loaded this module ahead of need, and has run no guest:
+    for modules that are called with PROCESS_POLICY_FRESH again and again.
+    """
 
 class StartKind(_StartKind, metaclass=_StartKindEnumTypeWrapper):
     """StartKind says how warm the process was."""
@@ -134,6 +138,10 @@ START_KIND_SPARE: StartKind.ValueType  # 2
 """A spare process, forked ahead of need."""
 START_KIND_COLD: StartKind.ValueType  # 3
 """A process forked for this call."""
+START_KIND_LOADED: StartKind.ValueType  # 4
+"""A process that had loaded this module ahead of need, and has run no guest:
+for modules that are called with PROCESS_POLICY_FRESH again and again.
+"""
 Global___StartKind: _TypeAlias = StartKind  # noqa: Y015
 
 @_typing.final

@@ -161,7 +161,13 @@ def _bind(
         bound.error = str(error) or type(error).__name__
         bound.failure = _bind_failure(error)
     channel.send(runner_pb2.RunnerReply(bound=bound).SerializeToString())
-    return None if bound.error else guest
+    if bound.error or guest is None:
+        return None
+    if bind.memory_bytes:
+        # No call came along: there is time.
+        guest.expect(bind.memory_bytes, bind.table_elements, bind.export)
+        guest.prepare()
+    return guest
 
 
 def _number_of(socket_identity: os.stat_result, before: int) -> int:

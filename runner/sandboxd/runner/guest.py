@@ -154,6 +154,17 @@ class Guest:
             instance.store.close()
             self._can_be_ahead = False
 
+    def expect(self, memory_bytes: int, table_elements: int, export: str) -> None:
+        """Prepare for calls with these limits and, if it is not empty, of this function."""
+        self._ahead_limits = (memory_bytes, table_elements)
+        kinds = {name: self._exports.kind(name) for name in (export, "alloc", "dealloc", "memory")}
+        if (
+            kinds[export] == kinds["alloc"] == call_pb2.EXTERN_KIND_FUNCTION
+            and kinds["dealloc"] in (None, call_pb2.EXTERN_KIND_FUNCTION)
+            and kinds["memory"] == call_pb2.EXTERN_KIND_MEMORY
+        ):
+            self._note_bytes_call(export)
+
     def close(self) -> None:
         """Drop everything; it must not be used afterwards."""
         self._drop()

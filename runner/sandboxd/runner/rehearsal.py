@@ -1,5 +1,8 @@
 """What a fresh runner does before there is anything to do: bind and call a module of our own.
 
+The zygote does it, too: whatever is made at first use (caches of the interpreter, types of ctypes,
+stacks for signals, addresses of the engine's functions) is then made once, and shared.
+
 A forked child shares its memory with the zygote until it writes to a page. Each first write is a
 page fault, and a runner takes some hundred of them until its first call is answered: more than half
 of the time that it needs. After a rehearsal they are behind it, and it costs little more than they
@@ -33,6 +36,9 @@ _JOB = runner_pb2.RunnerCommand(
         output_bytes=1,
     )
 ).SerializeToString()
+# More than the interpreter's threshold of 8 executions; a rehearsal calls twice.
+_WARM_UP_ROUNDS = 5
+_OUTBOX_BYTES = 64 * 1024
 
 
 def compile_script(engines: Engines) -> bytes:
@@ -55,6 +61,22 @@ def compile_script(engines: Engines) -> bytes:
         artifact = answers.read()
     os.waitpid(pid, 0)
     return artifact
+
+
+def warm_up(engines: Engines, script: bytes) -> None:
+    """Rehearse in this process until the interpreter has specialized what it executes.
+
+    Raises OSError if there is no memory for an outbox.
+    """
+    fd = os.memfd_create("rehearsal", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, _OUTBOX_BYTES)
+        outbox = Outbox(fd)
+    finally:
+        os.close(fd)
+    for _ in range(_WARM_UP_ROUNDS):
+        rehearse(engines, script, outbox)
+    outbox.close()
 
 
 def rehearse(engines: Engines, script: bytes, outbox: Outbox) -> None:

@@ -6,14 +6,13 @@ forks children on command. When it dies, for whatever reason, the kernel kills e
 namespace.
 
 It stays single-threaded (checked before every fork), never compiles, never does WASI input or
-output, and never sees a tenant's byte. It is the only one that can reap: it reports every exit with
-status and usage. Where the host allows no namespaces, children are tied to it by the
-parent-death signal instead.
+output, and never sees a tenant's byte; the one module that it runs is a constant (rehearsal.py). It
+is the only one that can reap: it reports every exit with status and usage. Where the host allows no
+namespaces, children are tied to it by the parent-death signal instead.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import resource
 import signal
@@ -66,6 +65,7 @@ class Zygote:
         self._code_pages = libffi.find_writable_code()
         self._tasks_fd = os.open("/proc/self/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._script = rehearsal.compile_script(self._engines)
+        rehearsal.warm_up(self._engines, self._script)
         layers = [layer, *_enter(layer, required)]
         layers.append(credentials.limit_zygote(required=ZYGOTE_CAPABILITIES in required))
         # Last: what changes credentials may change this, too.
@@ -73,9 +73,7 @@ class Zygote:
         layers += _rehearse(required)
         self._planner = Planner()
         self._switchboard = Switchboard(control_fd)
-        gc.collect()
-        # What exists now is shared with every child: keep the collector from touching it.
-        gc.freeze()
+        preload.settle()
         ready = control_pb2.ZygoteReady(
             engine_version=identity.version,
             engine_library_sha256=identity.library_sha256,
@@ -139,8 +137,9 @@ class Zygote:
             raise
         if pid == 0:
             forget_signals()
+            script = b"" if request.awaited else self._script
             children.run_child(
-                request.kind, policy, plan, self._required, fds, self._engines, self._script
+                request.kind, policy, plan, self._required, fds, self._engines, script
             )
         self._pids[pid] = request.child_id
         if isinstance(cgroup, Slot):

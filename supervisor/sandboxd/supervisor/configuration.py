@@ -150,6 +150,7 @@ def pool_config(settings: Settings) -> PoolConfig:
         capacity=settings.max_runners,
         # More spares would drive out the runners that are bound to a module.
         spares=min(settings.spare_runners, settings.max_runners // 2),
+        ahead=min(settings.ahead_runners, settings.max_runners // 4),
         queue_capacity=settings.queue_capacity,
         max_executions=settings.runner_max_executions,
         max_age_s=settings.runner_max_age / 1000,

@@ -20,6 +20,7 @@ from sandboxd.supervisor.alarms import Alarms
 from sandboxd.supervisor.artifacts import Artifact
 from sandboxd.supervisor.call import Call, Received, held_memory, job_frame
 from sandboxd.supervisor.compilation import CompileService
+from sandboxd.supervisor.forecast import Expected
 from sandboxd.supervisor.keys import Key, digest_of
 from sandboxd.supervisor.layers import Layers
 from sandboxd.supervisor.lifecycle import State
@@ -140,8 +141,10 @@ class Executor:
                 runner = await self._queued(call, fresh)
         elif runner.state is State.SPARE:
             call.start_kind = sandbox_pb2.START_KIND_SPARE
-        else:
+        elif runner.executions:
             call.start_kind = sandbox_pb2.START_KIND_REUSED
+        else:
+            call.start_kind = sandbox_pb2.START_KIND_LOADED
         return await self._on_runner(call, runner, artifact, fresh)
 
     @contextlib.contextmanager
@@ -199,7 +202,11 @@ class Executor:
             # It died between being handed over and now.
             self._pool.release(runner, reusable=False)
         if runner.state is State.IDLE:
-            call.start_kind = sandbox_pb2.START_KIND_REUSED
+            call.start_kind = (
+                sandbox_pb2.START_KIND_REUSED
+                if runner.executions
+                else sandbox_pb2.START_KIND_LOADED
+            )
         elif runner.child.started_at > call.arrived_at:
             call.start_kind = sandbox_pb2.START_KIND_COLD
         else:
@@ -247,12 +254,16 @@ class Executor:
             written = runner.outbox.take(limits.output_bytes)
             outcome, response = self.responder.respond(call, runner, ending, watchdog, written)
             # By the final verdict: a lie may be found only when the answer is put together.
-            clean = watchdog.reason is None and outcome in _CLEAN and rested and not fresh
+            clean = watchdog.reason is None and outcome in _CLEAN and rested
+            if fresh and clean:
+                self._pool.expect(_again(call, artifact))
             return outcome, response
         finally:
-            if clean and runner.state is State.BUSY:
+            if clean and not fresh and runner.state is State.BUSY:
                 runner.finish(now, cpu_time_ns)
                 self._pool.release(runner, reusable=True)
+            elif clean and runner.state is State.BUSY:
+                self._pool.discard(runner)
             else:
                 self._pool.release(runner, reusable=False)
 
@@ -280,6 +291,13 @@ class Executor:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         self._alarms.close()
+
+
+def _again(call: Call, artifact: Artifact) -> Expected:
+    """Return another call like this one, as what is to be expected."""
+    limits = call.limits
+    export = call.request.bytes.export if call.kind == "bytes" else ""
+    return Expected(call.key, artifact, limits.memory_bytes, limits.table_elements, export)
 
 
 def _check_layers(missing: Collection[str]) -> None:

@@ -26,6 +26,8 @@ class State(_Member):
     """Asked for or forked; not yet locked down."""
     SPARE = "spare"
     """Locked down; has seen no tenant's byte."""
+    LOADING = "loading"
+    """Loading a module ahead of its call."""
     BINDING = "binding"
     """Loading the module of its first call."""
     IDLE = "idle"
@@ -45,10 +47,12 @@ class Event(_Member):
 
     READY = "ready"
     """It reported that its lock-down holds, and the supervisor holds its pidfd."""
+    LOAD = "load"
+    """It was handed a module, and no call yet."""
     BIND = "bind"
     """It was handed a module and the first call."""
     BOUND = "bound"
-    """It reported that the module is loaded; it now runs the call."""
+    """It reported that the module is loaded; it now runs the call, if it has one."""
     EXECUTE = "execute"
     """It was handed a call."""
     ANSWERED = "answered"
@@ -82,8 +86,11 @@ TRANSITIONS: Final = _Table(
     {
         (State.STARTING, Event.READY): State.SPARE,
         (State.STARTING, Event.KILL): State.DYING,
+        (State.SPARE, Event.LOAD): State.LOADING,
         (State.SPARE, Event.BIND): State.BINDING,
         (State.SPARE, Event.KILL): State.DYING,
+        (State.LOADING, Event.BOUND): State.IDLE,
+        (State.LOADING, Event.KILL): State.DYING,
         (State.BINDING, Event.BOUND): State.BUSY,
         (State.BINDING, Event.STOP): State.STOPPING,
         (State.BINDING, Event.KILL): State.DYING,

@@ -87,13 +87,13 @@ class Line:
             self.leave(waiter)
         return None
 
-    def first_for(self, key: Key) -> Waiter | None:
-        """Return the first call that can be served by a used runner of `key`.
+    def first_for(self, key: Key, *, used: bool) -> Waiter | None:
+        """Return the first call that can be served by a runner of `key`.
 
         A call that wants a fresh process never takes a used one, nor do those behind it overtake
         it for longer than anybody else.
         """
         for waiter in self._by_key.get(key, ()):
             if waiter.waits:
-                return None if waiter.fresh else waiter
+                return None if used and waiter.fresh else waiter
         return None

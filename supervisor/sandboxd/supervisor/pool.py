@@ -1,9 +1,10 @@
 """Runners: how many, which one a call gets, who waits, and who is let go.
 
 A call gets an idle runner of its own key if there is one, else a spare, else it waits in a bounded
-queue. Spares are forked ahead of need; when the pool is at its capacity, the idle runner that was
-unused for longest makes room. Nothing here takes time proportional to the number of runners,
-modules or tenants.
+queue. Spares are forked ahead of need, and some are bound ahead to modules that need a process that
+has run nothing (forecast.py); when the pool is at its capacity, the idle runner that was unused for
+longest makes room. Nothing here takes time proportional to the number of runners, modules or
+tenants.
 
 The queue is first come, first served, with one exception: a runner that becomes free serves the
 first waiter for its own key, because anything else would cost a process. The exception is bounded:
@@ -18,16 +19,18 @@ import dataclasses
 import logging
 import os
 import random
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import dataclass
 
 from sandboxd.supervisor import faults
 from sandboxd.supervisor.alarms import Alarms
+from sandboxd.supervisor.forecast import Expected, Forecast
 from sandboxd.supervisor.keys import Key
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.line import Line, Waiter
 from sandboxd.supervisor.outbox import Outbox
 from sandboxd.supervisor.runner import Runner
+from sandboxd.supervisor.shelf import Shelf
 from sandboxd.supervisor.zygote import ChildLimits, Zygote
 from sandboxd.wire.v1 import control_pb2
 
@@ -38,12 +41,18 @@ MAX_OVERTAKEN = 16
 # started together do not all end together.
 JITTER = 0.2
 SWEEP_INTERVAL_S = 5.0
-# How long the fork of a spare waits while others are left: longer than a first call usually takes.
+# How long forks, and the ends of processes that are not needed any more, wait for calls to pause
+# while spares are left: longer than a call of a module that is bound usually takes. And how long
+# they wait at most.
 PROVISION_DELAY_S = 0.005
+MAX_PROVISION_DELAY_S = 0.02
 # A runner that cannot even start is not asked for again at once.
 START_FAILURE_PAUSE_S = 0.5
-# Locking down takes milliseconds. A runner that is not ready by then is stopped or broken.
+# Locking down takes milliseconds, and so does loading a module. A runner that is not ready by then
+# is stopped or broken.
 START_TIMEOUT_S = 5.0
+# A runner that was bound ahead keeps its place for this long before another module may have it.
+AHEAD_PATIENCE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,10 @@ class PoolConfig:
     """Resource limits of a runner."""
     max_input_bytes: int = 0
     """The longest input of a call: sizes the inbox."""
+    ahead: int = 0
+    """Most runners that are bound to a module before there is a call for it."""
+    pause_s: float = PROVISION_DELAY_S
+    """How long calls must pause before work is done that none of them waits for."""
 
 
 class Pool:
@@ -86,12 +99,15 @@ class Pool:
         self._alive = 0
         self._starting = 0
         self._spares: deque[Runner] = deque()
-        self._idle: dict[Key, list[Runner]] = {}
-        self._idle_order: OrderedDict[Runner, None] = OrderedDict()
+        self._shelf = Shelf()
+        self._forecast = Forecast(config.ahead)
+        self._loading = 0
         self._line = Line(config.queue_capacity)
         self._alarms = Alarms()
         self._paused_until = 0.0
-        self._provision_due = False
+        self._pause_began_at = 0.0
+        self._late_timer: asyncio.TimerHandle | None = None
+        self._done_with: list[Runner] = []
         self._closed = False
         self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
 
@@ -101,6 +117,11 @@ class Pool:
     def runners(self) -> list[Runner]:
         """All runners that are not reaped yet."""
         return list(self._all)
+
+    @property
+    def ahead(self) -> int:
+        """Runners that are bound to a module and have not had a call."""
+        return self._shelf.unused
 
     @property
     def queue_depth(self) -> int:
@@ -118,6 +139,7 @@ class Pool:
         `processes` is the children's RLIMIT_NPROC, which depends on the zygote's namespaces.
         """
         self._zygote = zygote
+        self._forecast.clear()
         self._limits = dataclasses.replace(self.config.limits, processes=processes)
         self._paused_until = 0.0
         self.provision()
@@ -139,30 +161,14 @@ class Pool:
 
     def acquire_nowait(self, key: Key, fresh: bool) -> Runner | None:
         """Return a runner for `key` if one is free right now: idle and bound to it, or a spare."""
-        bound = None if fresh else self._idle.get(key)
-        if not bound:
-            return self._take_spare()
-        runner = bound.pop()
-        if not bound:
-            del self._idle[key]
-        del self._idle_order[runner]
-        return runner
+        return self._shelf.take(key, fresh) or self._take_spare()
 
     def _take_spare(self) -> Runner | None:
         if not self._spares:
             return None
         runner = self._spares.popleft()
-        if not self._spares:
-            self._loop.call_soon(self.provision)
-        elif not self._provision_due:
-            # Forking the replacement costs milliseconds of a processor that this call needs.
-            self._provision_due = True
-            self._loop.call_later(PROVISION_DELAY_S, self._provision_late)
+        self._provision_soon()
         return runner
-
-    def _provision_late(self) -> None:
-        self._provision_due = False
-        self.provision()
 
     async def acquire(self, key: Key, fresh: bool, deadline_at: float) -> Runner:
         """Wait for a runner. Raises `QueueDeadline`, `faults.QueueFull`, `faults.ShuttingDown`."""
@@ -204,27 +210,42 @@ class Pool:
             if self._line:
                 self._hand_on(runner, runner.key)
             else:
-                self._place_idle(runner, runner.key)
+                self._shelf.put(runner, runner.key)
         elif runner.state is State.SPARE:
             self._place_spare(runner)
         else:
             self.retire(runner)
 
-    def _place_idle(self, runner: Runner, key: Key) -> None:
-        self._idle.setdefault(key, []).append(runner)
-        self._idle_order[runner] = None
+    def discard(self, runner: Runner) -> None:
+        """Take a runner back that has served the one call that it was for, and ended it well.
+
+        It is killed: at once if there is need, else as soon as calls pause. The kernel takes
+        milliseconds to clear a process away.
+        """
+        if self._line or self._closed:
+            self.retire(runner)
+        else:
+            self._done_with.append(runner)
+            self._provision_soon()
+
+    def _kill_done(self) -> bool:
+        """Kill those that have served; True if any had."""
+        done, self._done_with = self._done_with, []
+        for runner in done:
+            runner.kill()
+        return bool(done)
 
     def _hand_on(self, runner: Runner, key: Key) -> None:
         first = self._line.first()
         if first is None:
-            self._place_idle(runner, key)
+            self._shelf.put(runner, key)
             return
-        match = self._line.first_for(key)
+        match = self._line.first_for(key, used=runner.executions > 0)
         if match is not None and (match is first or first.overtaken < MAX_OVERTAKEN):
             first.overtaken += match is not first
             self._serve(match, runner)
             return
-        self._place_idle(runner, key)
+        self._shelf.put(runner, key)
         self.provision()
 
     def retire(self, runner: Runner) -> None:
@@ -232,27 +253,87 @@ class Pool:
         if runner.state in (State.DYING, State.DEAD):
             return
         runner.kill()
-        self._loop.call_soon(self.provision)
+        self._provision_soon()
 
     def _unlist(self, runner: Runner) -> None:
-        if runner in self._idle_order:
-            assert runner.key is not None
-            del self._idle_order[runner]
-            bound = self._idle[runner.key]
-            bound.remove(runner)
-            if not bound:
-                del self._idle[runner.key]
+        if runner in self._shelf:
+            self._shelf.remove(runner)
         else:
             with contextlib.suppress(ValueError):
                 self._spares.remove(runner)
 
+    # --- binding ahead ---------------------------------------------------------------------------
+
+    def expect(self, call: Expected) -> None:
+        """Take note of a call that needed a process that has run nothing, and ended well."""
+        now = self._loop.time()
+        if not self._forecast.recurs(call.key, now):
+            return
+        ahead = self._loading + self.ahead + len(self._forecast)
+        if ahead >= self.config.ahead and not self._make_room_ahead(call.key, now):
+            return
+        self._forecast.add(call)
+        self._provision_soon()
+
+    def _make_room_ahead(self, key: Key, now: float) -> bool:
+        """Let a runner go that waits for calls of another module in vain; False if none does."""
+        stale = self._shelf.oldest_unused()
+        if stale is None or stale.key == key or now - stale.idle_since < AHEAD_PATIENCE_S:
+            return False
+        self.retire(stale)
+        return True
+
+    def _bind_ahead(self) -> None:
+        """Bind those spares that nobody else needs to the modules that are expected."""
+        while self._forecast and not self._line and len(self._spares) >= self.config.spares:
+            if not self._spares:
+                return
+            runner = self._spares.popleft()
+            self._loading += 1
+            self._start_timers[runner] = self._loop.call_later(
+                START_TIMEOUT_S, self._check_started, runner
+            )
+            runner.load(self._forecast.next(), self._on_loaded)
+
+    def _on_loaded(self, runner: Runner) -> None:
+        self._end_loading(runner)
+        self.release(runner, reusable=True)
+
+    def _end_loading(self, runner: Runner) -> None:
+        self._loading -= 1
+        self._start_timers.pop(runner).cancel()
+
     # --- forking ahead ---------------------------------------------------------------------------
 
+    def _provision_soon(self) -> None:
+        """Provision after a while: it costs milliseconds of a processor that calls may need."""
+        if self._line:
+            self._loop.call_soon(self.provision)
+            return
+        now = self._loop.time()
+        self._pause_began_at = now
+        if self._late_timer is None:
+            last = now + MAX_PROVISION_DELAY_S
+            self._late_timer = self._loop.call_later(
+                self.config.pause_s, self._provision_late, last
+            )
+
+    def _provision_late(self, last: float) -> None:
+        due = min(self._pause_began_at + self.config.pause_s, last)
+        if self._loop.time() < due and self._spares:
+            self._late_timer = self._loop.call_at(due, self._provision_late, last)
+            return
+        self._late_timer = None
+        self._kill_done()
+        self._bind_ahead()
+        self.provision()
+
     def provision(self) -> None:
-        """Ask for as many runners as spares and waiters need and the capacity allows."""
+        """Ask for as many runners as spares, waiters and expected calls need, within capacity."""
         if self._closed or self._zygote is None or self._loop.time() < self._paused_until:
             return
-        wanted = max(self.config.spares, len(self._line)) - len(self._spares) - self._starting
+        needed = max(self.config.spares + len(self._forecast), len(self._line))
+        wanted = needed - len(self._spares) - self._starting
         while wanted > 0 and self._zygote.has_slot:
             if self._alive >= self.config.capacity and not self._evict():
                 return
@@ -271,9 +352,12 @@ class Pool:
 
     def _evict(self) -> bool:
         """Let the idle runner go that was unused for longest; False if there is none."""
-        if not self._idle_order:
+        if self._kill_done():
+            return True
+        oldest = self._shelf.oldest()
+        if oldest is None:
             return False
-        next(iter(self._idle_order)).kill()
+        oldest.kill()
         return True
 
     def _start(self) -> None:
@@ -283,7 +367,10 @@ class Pool:
         os.set_blocking(interrupt_read, True)
         try:
             child = self._zygote.spawn(
-                control_pb2.CHILD_KIND_RUNNER, [interrupt_read, outbox.fd], self._limits
+                control_pb2.CHILD_KIND_RUNNER,
+                [interrupt_read, outbox.fd],
+                self._limits,
+                awaited=len(self._line) > self._starting,
             )
         except BaseException:
             os.close(interrupt_write)
@@ -316,7 +403,7 @@ class Pool:
         self._start_timers.pop(runner).cancel()
 
     def _check_started(self, runner: Runner) -> None:
-        if runner.state is State.STARTING:
+        if runner.state in (State.STARTING, State.LOADING):
             log.error("a runner was not ready within %.0f s; replacing it", START_TIMEOUT_S)
             runner.kill()
 
@@ -333,34 +420,38 @@ class Pool:
             self._loop.call_soon(self.provision)
         else:
             self._spares.append(runner)
+            self._bind_ahead()
 
     def _on_kill(self, runner: Runner, previous: State) -> None:
         self._alive -= 1
         if previous is State.STARTING:
             self._started(runner)
             self._pause()
+        elif previous is State.LOADING:
+            self._end_loading(runner)
         elif previous in (State.SPARE, State.IDLE):
             self._unlist(runner)
 
     def _on_dead(self, runner: Runner) -> None:
-        if runner.breach and runner.executions == 0:
+        if runner.breach and runner.key is None:
             log.error("a runner could not start: %s", runner.breach)
             self._proved(runner.breach)
+        elif runner.breach and runner.executions == 0:
+            log.error("a runner could not be bound ahead: %s", runner.breach)
         self._all.discard(runner)
         self.ended_total += 1
-        self.provision()
+        self._provision_soon()
 
     # --- time and the end -----------------------------------------------------------------------
 
     def _sweep(self) -> None:
         """Retire what has been idle for too long; spares that are too old, as well."""
         now = self._loop.time()
-        while self._idle_order:
-            runner = next(iter(self._idle_order))
-            if now - runner.idle_since < self.config.idle_timeout_s:
+        while (oldest := self._shelf.oldest()) is not None:
+            if now - oldest.idle_since < self.config.idle_timeout_s:
                 break
-            self.retire(runner)
-        for runner in [*self._idle_order]:
+            self.retire(oldest)
+        for runner in [*self._shelf]:
             if now - runner.idle_since > SWEEP_INTERVAL_S:
                 runner.outbox.give_back()
             if not runner.rested(runner.child.cpu_time_ns()):

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from sandboxd.supervisor import frames
 from sandboxd.supervisor.artifacts import Artifact
 from sandboxd.supervisor.child import Child, ExitStatus
+from sandboxd.supervisor.forecast import Expected
 from sandboxd.supervisor.keys import Key
 from sandboxd.supervisor.layers import NOTHING_HELD, LayerMissing, Layers
 from sandboxd.supervisor.lifecycle import TRANSITIONS, Event, State
@@ -53,6 +54,7 @@ _NO_BREACH = frozenset({runner_pb2.BIND_FAILURE_MEMORY, runner_pb2.BIND_FAILURE_
 _ALLOWED: dict[State, frozenset[str]] = {
     State.STARTING: frozenset({"ready", "failed"}),
     State.SPARE: frozenset(),
+    State.LOADING: frozenset({"bound"}),
     State.BINDING: frozenset({"bound"}),
     State.IDLE: frozenset(),
     State.BUSY: frozenset({"result"}),
@@ -113,6 +115,7 @@ class Runner:
         self._interrupt_fd = interrupt_fd
         self._zygote_layers = zygote_layers
         self._on_ready = on_ready
+        self._on_loaded: Callable[[Runner], None] | None = None
         self._on_kill = on_kill
         self._on_dead = on_dead
         # Where it is in its life. Nobody but `_advance` sets it.
@@ -150,21 +153,32 @@ class Runner:
         self.executions += 1
         if self.state is State.SPARE:
             assert artifact is not None
-            bind = runner_pb2.Bind(
-                artifact_size_bytes=artifact.size_bytes,
-                fuel=key.fuel,
-                no_start_function=artifact.info.no_start_function,
-            )
-            command = runner_pb2.RunnerCommand(bind=bind).SerializeToString()
             self._advance(Event.BIND)
-            self._binding = True
-            self.key = key
-            self.child.send(frames.encode(command) + job, artifact.fd)
+            self._bind(key, artifact, _bind_command(key, artifact), job)
         else:
             assert self.key == key, "a runner serves one module for life"
             self._advance(Event.EXECUTE)
             self.child.send(job)
         return self._answer
+
+    def load(self, expected: Expected, on_loaded: Callable[[Runner], None]) -> None:
+        """Bind a spare to a module ahead of its call; `on_loaded(runner)` when it is idle.
+
+        If it cannot be bound it ends, as it does with a call.
+        """
+        self._advance(Event.LOAD)
+        self._on_loaded = on_loaded
+        bind = _bind_command(expected.key, expected.artifact)
+        bind.memory_bytes = expected.memory_bytes
+        bind.table_elements = expected.table_elements
+        bind.export = expected.export
+        self._bind(expected.key, expected.artifact, bind, b"")
+
+    def _bind(self, key: Key, artifact: Artifact, bind: runner_pb2.Bind, job: bytes) -> None:
+        self._binding = True
+        self.key = key
+        command = runner_pb2.RunnerCommand(bind=bind).SerializeToString()
+        self.child.send(frames.encode(command) + job, artifact.fd)
 
     def renew_answer(self) -> asyncio.Future[Answer]:
         """Return a new future for the running call: the one that waited for it was cancelled."""
@@ -294,6 +308,12 @@ class Runner:
         self.bound_at = self._loop.time()
         if self.state is State.BINDING:
             self._advance(Event.BOUND)
+        elif self.state is State.LOADING:
+            self._advance(Event.BOUND)
+            self.idle_since = self.bound_at
+            self._idle_cpu_ns = self.child.cpu_time_ns()
+            assert self._on_loaded is not None
+            self._on_loaded(self)
 
     def _maybe_ready(self) -> None:
         if self._ready_seen and self.child.pid and self.state is State.STARTING:
@@ -312,7 +332,7 @@ class Runner:
         self.kill()
 
     def _on_hangup(self) -> None:
-        if self.state in (State.STARTING, State.SPARE, State.IDLE):
+        if self.state in (State.STARTING, State.SPARE, State.LOADING, State.IDLE):
             self.kill()
         elif self.state not in (State.DYING, State.DEAD) and not self.child.gone.done():
             # A process that ends closes its socket a moment before it is gone. One that lives on
@@ -334,6 +354,14 @@ class Runner:
         self.child.close()
         os.close(self._interrupt_fd)
         self._on_dead(self)
+
+
+def _bind_command(key: Key, artifact: Artifact) -> runner_pb2.Bind:
+    return runner_pb2.Bind(
+        artifact_size_bytes=artifact.size_bytes,
+        fuel=key.fuel,
+        no_start_function=artifact.info.no_start_function,
+    )
 
 
 def _implausible(result: runner_pb2.Result) -> str:  # noqa: PLR0911 - one for each outcome

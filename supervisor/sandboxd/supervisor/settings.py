@@ -142,6 +142,12 @@ class Settings:
     spare_runners: int = _option(
         4, "Runner processes kept ready ahead of need.", click.IntRange(0, 10_000)
     )
+    ahead_runners: int = _option(
+        4,
+        "Runner processes kept bound ahead of need, for modules that are called again and again in "
+        "a process of their own (PROCESS_POLICY_FRESH). At most a quarter of --max-runners.",
+        click.IntRange(0, 10_000),
+    )
     queue_capacity: int = _option(1024, "Most calls that may wait for a runner.", WAITING)
     queue_bytes: int = _option(
         256 * MIB, "Most memory that calls may hold while they wait for compiler or runner.", SIZE

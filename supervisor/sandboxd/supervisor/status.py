@@ -19,6 +19,7 @@ from sandboxd.wire.v1 import control_pb2
 STATES = {
     State.STARTING: admin_pb2.RUNNER_STATE_STARTING,
     State.SPARE: admin_pb2.RUNNER_STATE_SPARE,
+    State.LOADING: admin_pb2.RUNNER_STATE_BINDING,
     State.BINDING: admin_pb2.RUNNER_STATE_BINDING,
     State.IDLE: admin_pb2.RUNNER_STATE_IDLE,
     State.BUSY: admin_pb2.RUNNER_STATE_BUSY,
@@ -63,6 +64,8 @@ def describe_pool(pool: Pool, zygote_starts: int) -> admin_pb2.PoolStatus:
         started_total=pool.started_total,
         ended_total=pool.ended_total,
         zygote_starts_total=zygote_starts,
+        loading=states[State.LOADING],
+        ahead=pool.ahead,
     )
 
 

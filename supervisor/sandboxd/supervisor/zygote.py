@@ -132,13 +132,19 @@ class Zygote:
     # --- children -------------------------------------------------------------------------------
 
     def spawn(
-        self, kind: control_pb2.ChildKind.ValueType, passed: Sequence[int], limits: ChildLimits
+        self,
+        kind: control_pb2.ChildKind.ValueType,
+        passed: Sequence[int],
+        limits: ChildLimits,
+        *,
+        awaited: bool = False,
     ) -> Child:
         """Ask for a child and return it at once; `Child.forked` tells when it exists.
 
         `passed` are the descriptors after the socket (see SpawnRequest); they stay the caller's to
-        close once this returns. Raises `faults.ZygoteLost` if there is no zygote or no uid slot,
-        and OSError, with nothing taken, if there are no descriptors left.
+        close once this returns. `awaited`: a call waits for the child already. Raises
+        `faults.ZygoteLost` if there is no zygote or no uid slot, and OSError, with nothing taken,
+        if there are no descriptors left.
         """
         if not self.has_slot:
             raise faults.ZygoteLost("no process can be started now; retry", retry_after_s=0.5)
@@ -159,6 +165,7 @@ class Zygote:
                 shared_bytes=limits.shared_bytes,
                 processes=limits.processes,
             ),
+            awaited=awaited,
         )
         self._control.send(control_pb2.ZygoteCommand(spawn=request).SerializeToString(), fds)
         self._loop.call_later(SPAWN_TIMEOUT_S, self._check_forked, child)

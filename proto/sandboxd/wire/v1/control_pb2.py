@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esandboxd/wire/v1/control.proto\x12\x10sandboxd.wire.v1\"L\n\x07\x43groups\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\r\n\x05slots\x18\x02 \x01(\r\x12\x0f\n\x07threads\x18\x03 \x01(\r\x12\x13\n\x0b\x63pu_percent\x18\x04 \x01(\r\"{\n\rLaunchRequest\x12\x11\n\tzygote_id\x18\x01 \x01(\x04\x12\x12\n\nnamespaces\x18\x02 \x01(\t\x12\x17\n\x0frequired_layers\x18\x03 \x03(\t\x12*\n\x07\x63groups\x18\x04 \x01(\x0b\x32\x19.sandboxd.wire.v1.Cgroups\"\x1d\n\x08Launched\x12\x11\n\tzygote_id\x18\x01 \x01(\x04\"1\n\x0cZygoteExited\x12\x11\n\tzygote_id\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\x05\"z\n\rLauncherEvent\x12.\n\x08launched\x18\x01 \x01(\x0b\x32\x1a.sandboxd.wire.v1.LaunchedH\x00\x12\x30\n\x06\x65xited\x18\x02 \x01(\x0b\x32\x1e.sandboxd.wire.v1.ZygoteExitedH\x00\x42\x07\n\x05\x65vent\"x\n\x0b\x43hildLimits\x12\x12\n\ndata_bytes\x18\x01 \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\x02 \x01(\x04\x12\x17\n\x0f\x66ile_size_bytes\x18\x03 \x01(\x04\x12\x11\n\tprocesses\x18\x04 \x01(\x04\x12\x14\n\x0cshared_bytes\x18\x05 \x01(\x04\"\x87\x01\n\x0cSpawnRequest\x12\x10\n\x08\x63hild_id\x18\x01 \x01(\x04\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.sandboxd.wire.v1.ChildKind\x12\x0b\n\x03uid\x18\x03 \x01(\r\x12-\n\x06limits\x18\x04 \x01(\x0b\x32\x1d.sandboxd.wire.v1.ChildLimits\"K\n\rZygoteCommand\x12/\n\x05spawn\x18\x01 \x01(\x0b\x32\x1e.sandboxd.wire.v1.SpawnRequestH\x00\x42\t\n\x07\x63ommand\"^\n\x0eIsolationLayer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\xaf\x01\n\x0bZygoteReady\x12\x16\n\x0e\x65ngine_version\x18\x01 \x01(\t\x12\x30\n\x06layers\x18\x02 \x03(\x0b\x32 .sandboxd.wire.v1.IsolationLayer\x12\x1d\n\x15\x65ngine_library_sha256\x18\x03 \x01(\t\x12\x1a\n\x12\x65ngine_fingerprint\x18\x04 \x01(\t\x12\x1b\n\x13\x63pu_features_sha256\x18\x05 \x01(\t\"\x1b\n\x07Spawned\x12\x10\n\x08\x63hild_id\x18\x01 \x01(\x04\"0\n\x0bSpawnFailed\x12\x10\n\x08\x63hild_id\x18\x01 \x01(\x04\x12\x0f\n\x07message\x18\x02 \x01(\t\"n\n\x06\x45xited\x12\x10\n\x08\x63hild_id\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\x05\x12\x13\n\x0b\x63pu_time_ns\x18\x03 \x01(\x04\x12\x16\n\x0epeak_rss_bytes\x18\x04 \x01(\x04\x12\x15\n\rout_of_memory\x18\x05 \x01(\x08\"\xd7\x01\n\x0bZygoteEvent\x12.\n\x05ready\x18\x01 \x01(\x0b\x32\x1d.sandboxd.wire.v1.ZygoteReadyH\x00\x12,\n\x07spawned\x18\x02 \x01(\x0b\x32\x19.sandboxd.wire.v1.SpawnedH\x00\x12\x35\n\x0cspawn_failed\x18\x03 \x01(\x0b\x32\x1d.sandboxd.wire.v1.SpawnFailedH\x00\x12*\n\x06\x65xited\x18\x04 \x01(\x0b\x32\x18.sandboxd.wire.v1.ExitedH\x00\x42\x07\n\x05\x65vent*W\n\tChildKind\x12\x1a\n\x16\x43HILD_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43HILD_KIND_RUNNER\x10\x01\x12\x17\n\x13\x43HILD_KIND_COMPILER\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esandboxd/wire/v1/control.proto\x12\x10sandboxd.wire.v1\"L\n\x07\x43groups\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\r\n\x05slots\x18\x02 \x01(\r\x12\x0f\n\x07threads\x18\x03 \x01(\r\x12\x13\n\x0b\x63pu_percent\x18\x04 \x01(\r\"{\n\rLaunchRequest\x12\x11\n\tzygote_id\x18\x01 \x01(\x04\x12\x12\n\nnamespaces\x18\x02 \x01(\t\x12\x17\n\x0frequired_layers\x18\x03 \x03(\t\x12*\n\x07\x63groups\x18\x04 \x01(\x0b\x32\x19.sandboxd.wire.v1.Cgroups\"\x1d\n\x08Launched\x12\x11\n\tzygote_id\x18\x01 \x01(\x04\"1\n\x0cZygoteExited\x12\x11\n\tzygote_id\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\x05\"z\n\rLauncherEvent\x12.\n\x08launched\x18\x01 \x01(\x0b\x32\x1a.sandboxd.wire.v1.LaunchedH\x00\x12\x30\n\x06\x65xited\x18\x02 \x01(\x0b\x32\x1e.sandboxd.wire.v1.ZygoteExitedH\x00\x42\x07\n\x05\x65vent\"x\n\x0b\x43hildLimits\x12\x12\n\ndata_bytes\x18\x01 \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\x02 \x01(\x04\x12\x17\n\x0f\x66ile_size_bytes\x18\x03 \x01(\x04\x12\x11\n\tprocesses\x18\x04 \x01(\x04\x12\x14\n\x0cshared_bytes\x18\x05 \x01(\x04\"\x98\x01\n\x0cSpawnRequest\x12\x10\n\x08\x63hild_id\x18\x01 \x01(\x04\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.sandboxd.wire.v1.ChildKind\x12\x0b\n\x03uid\x18\x03 \x01(\r\x12-\n\x06limits\x18\x04 \x01(\x0b\x32\x1d.sandboxd.wire.v1.ChildLimits\x12\x0f\n\x07\x61waited\x18\x05 \x01(\x08\"K\n\rZygoteCommand\x12/\n\x05spawn\x18\x01 \x01(\x0b\x32\x1e.sandboxd.wire.v1.SpawnRequestH\x00\x42\t\n\x07\x63ommand\"^\n\x0eIsolationLayer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\xaf\x01\n\x0bZygoteReady\x12\x16\n\x0e\x65ngine_version\x18\x01 \x01(\t\x12\x30\n\x06layers\x18\x02 \x03(\x0b\x32 .sandboxd.wire.v1.IsolationLayer\x12\x1d\n\x15\x65ngine_library_sha256\x18\x03 \x01(\t\x12\x1a\n\x12\x65ngine_fingerprint\x18\x04 \x01(\t\x12\x1b\n\x13\x63pu_features_sha256\x18\x05 \x01(\t\"\x1b\n\x07Spawned\x12\x10\n\x08\x63hild_id\x18\x01 \x01(\x04\"0\n\x0bSpawnFailed\x12\x10\n\x08\x63hild_id\x18\x01 \x01(\x04\x12\x0f\n\x07message\x18\x02 \x01(\t\"n\n\x06\x45xited\x12\x10\n\x08\x63hild_id\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\x05\x12\x13\n\x0b\x63pu_time_ns\x18\x03 \x01(\x04\x12\x16\n\x0epeak_rss_bytes\x18\x04 \x01(\x04\x12\x15\n\rout_of_memory\x18\x05 \x01(\x08\"\xd7\x01\n\x0bZygoteEvent\x12.\n\x05ready\x18\x01 \x01(\x0b\x32\x1d.sandboxd.wire.v1.ZygoteReadyH\x00\x12,\n\x07spawned\x18\x02 \x01(\x0b\x32\x19.sandboxd.wire.v1.SpawnedH\x00\x12\x35\n\x0cspawn_failed\x18\x03 \x01(\x0b\x32\x1d.sandboxd.wire.v1.SpawnFailedH\x00\x12*\n\x06\x65xited\x18\x04 \x01(\x0b\x32\x18.sandboxd.wire.v1.ExitedH\x00\x42\x07\n\x05\x65vent*W\n\tChildKind\x12\x1a\n\x16\x43HILD_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43HILD_KIND_RUNNER\x10\x01\x12\x17\n\x13\x43HILD_KIND_COMPILER\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sandboxd.wire.v1.control_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHILDKIND']._serialized_start=1481
-  _globals['_CHILDKIND']._serialized_end=1568
+  _globals['_CHILDKIND']._serialized_start=1498
+  _globals['_CHILDKIND']._serialized_end=1585
   _globals['_CGROUPS']._serialized_start=52
   _globals['_CGROUPS']._serialized_end=128
   _globals['_LAUNCHREQUEST']._serialized_start=130
@@ -46,19 +46,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHILDLIMITS']._serialized_start=461
   _globals['_CHILDLIMITS']._serialized_end=581
   _globals['_SPAWNREQUEST']._serialized_start=584
-  _globals['_SPAWNREQUEST']._serialized_end=719
-  _globals['_ZYGOTECOMMAND']._serialized_start=721
-  _globals['_ZYGOTECOMMAND']._serialized_end=796
-  _globals['_ISOLATIONLAYER']._serialized_start=798
-  _globals['_ISOLATIONLAYER']._serialized_end=892
-  _globals['_ZYGOTEREADY']._serialized_start=895
-  _globals['_ZYGOTEREADY']._serialized_end=1070
-  _globals['_SPAWNED']._serialized_start=1072
-  _globals['_SPAWNED']._serialized_end=1099
-  _globals['_SPAWNFAILED']._serialized_start=1101
-  _globals['_SPAWNFAILED']._serialized_end=1149
-  _globals['_EXITED']._serialized_start=1151
-  _globals['_EXITED']._serialized_end=1261
-  _globals['_ZYGOTEEVENT']._serialized_start=1264
-  _globals['_ZYGOTEEVENT']._serialized_end=1479
+  _globals['_SPAWNREQUEST']._serialized_end=736
+  _globals['_ZYGOTECOMMAND']._serialized_start=738
+  _globals['_ZYGOTECOMMAND']._serialized_end=813
+  _globals['_ISOLATIONLAYER']._serialized_start=815
+  _globals['_ISOLATIONLAYER']._serialized_end=909
+  _globals['_ZYGOTEREADY']._serialized_start=912
+  _globals['_ZYGOTEREADY']._serialized_end=1087
+  _globals['_SPAWNED']._serialized_start=1089
+  _globals['_SPAWNED']._serialized_end=1116
+  _globals['_SPAWNFAILED']._serialized_start=1118
+  _globals['_SPAWNFAILED']._serialized_end=1166
+  _globals['_EXITED']._serialized_start=1168
+  _globals['_EXITED']._serialized_end=1278
+  _globals['_ZYGOTEEVENT']._serialized_start=1281
+  _globals['_ZYGOTEEVENT']._serialized_end=1496
 # @@protoc_insertion_point(module_scope)

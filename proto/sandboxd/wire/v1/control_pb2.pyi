@@ -255,12 +255,15 @@ class SpawnRequest(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    AWAITED_FIELD_NUMBER: _builtins.int
     child_id: _builtins.int
     """Chosen by the supervisor; unique for the life of the zygote."""
     kind: Global___ChildKind.ValueType
     """What it is for."""
     uid: _builtins.int
     """User and group id to take; 0 to keep the zygote's."""
+    awaited: _builtins.bool
+    """A call waits for this runner already: a rehearsal would only delay it."""
     @_builtins.property
     def limits(self) -> Global___ChildLimits:
         """Limits to take."""
@@ -272,10 +275,11 @@ class SpawnRequest(_message.Message):
         kind: Global___ChildKind.ValueType = ...,
         uid: _builtins.int = ...,
         limits: Global___ChildLimits | None = ...,
+        awaited: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_id", b"child_id", "kind", b"kind", "limits", b"limits", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaited", b"awaited", "child_id", b"child_id", "kind", b"kind", "limits", b"limits", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,41 +27,41 @@ from sandboxd.v1 import sandbox_pb2 as sandboxd_dot_v1_dot_sandbox__pb2
 from sandboxd.wire.v1 import control_pb2 as sandboxd_dot_wire_dot_v1_dot_control__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsandboxd/wire/v1/runner.proto\x12\x10sandboxd.wire.v1\x1a\x16sandboxd/v1/call.proto\x1a\x19sandboxd/v1/sandbox.proto\x1a\x1esandboxd/wire/v1/control.proto\"L\n\x04\x42ind\x12\x1b\n\x13\x61rtifact_size_bytes\x18\x01 \x01(\x04\x12\x0c\n\x04\x66uel\x18\x02 \x01(\x08\x12\x19\n\x11no_start_function\x18\x03 \x01(\x08\"\xac\x01\n\x07\x45xecute\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.sandboxd.v1.ExecuteRequest\x12\x13\n\x0binbox_bytes\x18\x02 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x16\n\x0etable_elements\x18\x05 \x01(\x04\x12\x14\n\x0coutput_bytes\x18\x06 \x01(\x04\x12\x11\n\x04\x66uel\x18\x07 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_fuel\"p\n\rRunnerCommand\x12&\n\x04\x62ind\x18\x01 \x01(\x0b\x32\x16.sandboxd.wire.v1.BindH\x00\x12,\n\x07\x65xecute\x18\x02 \x01(\x0b\x32\x19.sandboxd.wire.v1.ExecuteH\x00\x42\t\n\x07\x63ommand\"9\n\x05Ready\x12\x30\n\x06layers\x18\x01 \x03(\x0b\x32 .sandboxd.wire.v1.IsolationLayer\"\x19\n\x06\x46\x61iled\x12\x0f\n\x07message\x18\x01 \x01(\t\"x\n\x05\x42ound\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x30\n\x06layers\x18\x02 \x03(\x0b\x32 .sandboxd.wire.v1.IsolationLayer\x12.\n\x07\x66\x61ilure\x18\x03 \x01(\x0e\x32\x1d.sandboxd.wire.v1.BindFailure\"*\n\x08Rejected\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xb2\x03\n\x06Result\x12+\n\tcompleted\x18\x01 \x01(\x0b\x32\x16.sandboxd.v1.CompletedH\x00\x12%\n\x06\x65xited\x18\x02 \x01(\x0b\x32\x13.sandboxd.v1.ExitedH\x00\x12\'\n\x07trapped\x18\x03 \x01(\x0b\x32\x14.sandboxd.v1.TrappedH\x00\x12\x34\n\x0elimit_exceeded\x18\x04 \x01(\x0b\x32\x1a.sandboxd.v1.LimitExceededH\x00\x12,\n\nhost_error\x18\x05 \x01(\x0b\x32\x16.sandboxd.v1.HostErrorH\x00\x12,\n\nlink_error\x18\x06 \x01(\x0b\x32\x16.sandboxd.v1.LinkErrorH\x00\x12.\n\x08rejected\x18\x07 \x01(\x0b\x32\x1a.sandboxd.wire.v1.RejectedH\x00\x12\x1b\n\x13linear_memory_bytes\x18\x08 \x01(\x04\x12\x1a\n\rfuel_consumed\x18\t \x01(\x04H\x01\x88\x01\x01\x12\x13\n\x0brun_time_ns\x18\n \x01(\x04\x42\t\n\x07outcomeB\x10\n\x0e_fuel_consumed\"\xc2\x01\n\x0bRunnerReply\x12(\n\x05ready\x18\x01 \x01(\x0b\x32\x17.sandboxd.wire.v1.ReadyH\x00\x12*\n\x06\x66\x61iled\x18\x02 \x01(\x0b\x32\x18.sandboxd.wire.v1.FailedH\x00\x12(\n\x05\x62ound\x18\x03 \x01(\x0b\x32\x17.sandboxd.wire.v1.BoundH\x00\x12*\n\x06result\x18\x04 \x01(\x0b\x32\x18.sandboxd.wire.v1.ResultH\x00\x42\x07\n\x05reply\"0\n\x07\x43ompile\x12\x17\n\x0fwasm_size_bytes\x18\x01 \x01(\x04\x12\x0c\n\x04\x66uel\x18\x02 \x01(\x08\"\x8e\x01\n\x08\x43ompiled\x12\x1b\n\x13\x61rtifact_size_bytes\x18\x01 \x01(\x04\x12$\n\x07imports\x18\x02 \x03(\x0b\x32\x13.sandboxd.v1.Extern\x12$\n\x07\x65xports\x18\x03 \x03(\x0b\x32\x13.sandboxd.v1.Extern\x12\x19\n\x11no_start_function\x18\x04 \x01(\x08\"F\n\x07Invalid\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x19\n\x0coffset_bytes\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x0f\n\r_offset_bytes\"n\n\nTooComplex\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\t\x12\x14\n\x07maximum\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x06\x61\x63tual\x18\x04 \x01(\x04H\x01\x88\x01\x01\x42\n\n\x08_maximumB\t\n\x07_actual\"\x81\x02\n\rCompilerReply\x12(\n\x05ready\x18\x01 \x01(\x0b\x32\x17.sandboxd.wire.v1.ReadyH\x00\x12*\n\x06\x66\x61iled\x18\x02 \x01(\x0b\x32\x18.sandboxd.wire.v1.FailedH\x00\x12.\n\x08\x63ompiled\x18\x03 \x01(\x0b\x32\x1a.sandboxd.wire.v1.CompiledH\x00\x12,\n\x07invalid\x18\x04 \x01(\x0b\x32\x19.sandboxd.wire.v1.InvalidH\x00\x12\x33\n\x0btoo_complex\x18\x05 \x01(\x0b\x32\x1c.sandboxd.wire.v1.TooComplexH\x00\x42\x07\n\x05reply*\x96\x01\n\x0b\x42indFailure\x12\x1c\n\x18\x42IND_FAILURE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x42IND_FAILURE_ARTIFACT\x10\x01\x12\x1a\n\x16\x42IND_FAILURE_ISOLATION\x10\x02\x12\x17\n\x13\x42IND_FAILURE_MEMORY\x10\x03\x12\x19\n\x15\x42IND_FAILURE_SHORTAGE\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsandboxd/wire/v1/runner.proto\x12\x10sandboxd.wire.v1\x1a\x16sandboxd/v1/call.proto\x1a\x19sandboxd/v1/sandbox.proto\x1a\x1esandboxd/wire/v1/control.proto\"\x8a\x01\n\x04\x42ind\x12\x1b\n\x13\x61rtifact_size_bytes\x18\x01 \x01(\x04\x12\x0c\n\x04\x66uel\x18\x02 \x01(\x08\x12\x19\n\x11no_start_function\x18\x03 \x01(\x08\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x16\n\x0etable_elements\x18\x05 \x01(\x04\x12\x0e\n\x06\x65xport\x18\x06 \x01(\t\"\xac\x01\n\x07\x45xecute\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.sandboxd.v1.ExecuteRequest\x12\x13\n\x0binbox_bytes\x18\x02 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x16\n\x0etable_elements\x18\x05 \x01(\x04\x12\x14\n\x0coutput_bytes\x18\x06 \x01(\x04\x12\x11\n\x04\x66uel\x18\x07 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_fuel\"p\n\rRunnerCommand\x12&\n\x04\x62ind\x18\x01 \x01(\x0b\x32\x16.sandboxd.wire.v1.BindH\x00\x12,\n\x07\x65xecute\x18\x02 \x01(\x0b\x32\x19.sandboxd.wire.v1.ExecuteH\x00\x42\t\n\x07\x63ommand\"9\n\x05Ready\x12\x30\n\x06layers\x18\x01 \x03(\x0b\x32 .sandboxd.wire.v1.IsolationLayer\"\x19\n\x06\x46\x61iled\x12\x0f\n\x07message\x18\x01 \x01(\t\"x\n\x05\x42ound\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x30\n\x06layers\x18\x02 \x03(\x0b\x32 .sandboxd.wire.v1.IsolationLayer\x12.\n\x07\x66\x61ilure\x18\x03 \x01(\x0e\x32\x1d.sandboxd.wire.v1.BindFailure\"*\n\x08Rejected\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xb2\x03\n\x06Result\x12+\n\tcompleted\x18\x01 \x01(\x0b\x32\x16.sandboxd.v1.CompletedH\x00\x12%\n\x06\x65xited\x18\x02 \x01(\x0b\x32\x13.sandboxd.v1.ExitedH\x00\x12\'\n\x07trapped\x18\x03 \x01(\x0b\x32\x14.sandboxd.v1.TrappedH\x00\x12\x34\n\x0elimit_exceeded\x18\x04 \x01(\x0b\x32\x1a.sandboxd.v1.LimitExceededH\x00\x12,\n\nhost_error\x18\x05 \x01(\x0b\x32\x16.sandboxd.v1.HostErrorH\x00\x12,\n\nlink_error\x18\x06 \x01(\x0b\x32\x16.sandboxd.v1.LinkErrorH\x00\x12.\n\x08rejected\x18\x07 \x01(\x0b\x32\x1a.sandboxd.wire.v1.RejectedH\x00\x12\x1b\n\x13linear_memory_bytes\x18\x08 \x01(\x04\x12\x1a\n\rfuel_consumed\x18\t \x01(\x04H\x01\x88\x01\x01\x12\x13\n\x0brun_time_ns\x18\n \x01(\x04\x42\t\n\x07outcomeB\x10\n\x0e_fuel_consumed\"\xc2\x01\n\x0bRunnerReply\x12(\n\x05ready\x18\x01 \x01(\x0b\x32\x17.sandboxd.wire.v1.ReadyH\x00\x12*\n\x06\x66\x61iled\x18\x02 \x01(\x0b\x32\x18.sandboxd.wire.v1.FailedH\x00\x12(\n\x05\x62ound\x18\x03 \x01(\x0b\x32\x17.sandboxd.wire.v1.BoundH\x00\x12*\n\x06result\x18\x04 \x01(\x0b\x32\x18.sandboxd.wire.v1.ResultH\x00\x42\x07\n\x05reply\"0\n\x07\x43ompile\x12\x17\n\x0fwasm_size_bytes\x18\x01 \x01(\x04\x12\x0c\n\x04\x66uel\x18\x02 \x01(\x08\"\x8e\x01\n\x08\x43ompiled\x12\x1b\n\x13\x61rtifact_size_bytes\x18\x01 \x01(\x04\x12$\n\x07imports\x18\x02 \x03(\x0b\x32\x13.sandboxd.v1.Extern\x12$\n\x07\x65xports\x18\x03 \x03(\x0b\x32\x13.sandboxd.v1.Extern\x12\x19\n\x11no_start_function\x18\x04 \x01(\x08\"F\n\x07Invalid\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x19\n\x0coffset_bytes\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x0f\n\r_offset_bytes\"n\n\nTooComplex\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\t\x12\x14\n\x07maximum\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x06\x61\x63tual\x18\x04 \x01(\x04H\x01\x88\x01\x01\x42\n\n\x08_maximumB\t\n\x07_actual\"\x81\x02\n\rCompilerReply\x12(\n\x05ready\x18\x01 \x01(\x0b\x32\x17.sandboxd.wire.v1.ReadyH\x00\x12*\n\x06\x66\x61iled\x18\x02 \x01(\x0b\x32\x18.sandboxd.wire.v1.FailedH\x00\x12.\n\x08\x63ompiled\x18\x03 \x01(\x0b\x32\x1a.sandboxd.wire.v1.CompiledH\x00\x12,\n\x07invalid\x18\x04 \x01(\x0b\x32\x19.sandboxd.wire.v1.InvalidH\x00\x12\x33\n\x0btoo_complex\x18\x05 \x01(\x0b\x32\x1c.sandboxd.wire.v1.TooComplexH\x00\x42\x07\n\x05reply*\x96\x01\n\x0b\x42indFailure\x12\x1c\n\x18\x42IND_FAILURE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x42IND_FAILURE_ARTIFACT\x10\x01\x12\x1a\n\x16\x42IND_FAILURE_ISOLATION\x10\x02\x12\x17\n\x13\x42IND_FAILURE_MEMORY\x10\x03\x12\x19\n\x15\x42IND_FAILURE_SHORTAGE\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sandboxd.wire.v1.runner_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BINDFAILURE']._serialized_start=2027
-  _globals['_BINDFAILURE']._serialized_end=2177
-  _globals['_BIND']._serialized_start=134
-  _globals['_BIND']._serialized_end=210
-  _globals['_EXECUTE']._serialized_start=213
-  _globals['_EXECUTE']._serialized_end=385
-  _globals['_RUNNERCOMMAND']._serialized_start=387
-  _globals['_RUNNERCOMMAND']._serialized_end=499
-  _globals['_READY']._serialized_start=501
-  _globals['_READY']._serialized_end=558
-  _globals['_FAILED']._serialized_start=560
-  _globals['_FAILED']._serialized_end=585
-  _globals['_BOUND']._serialized_start=587
-  _globals['_BOUND']._serialized_end=707
-  _globals['_REJECTED']._serialized_start=709
-  _globals['_REJECTED']._serialized_end=751
-  _globals['_RESULT']._serialized_start=754
-  _globals['_RESULT']._serialized_end=1188
-  _globals['_RUNNERREPLY']._serialized_start=1191
-  _globals['_RUNNERREPLY']._serialized_end=1385
-  _globals['_COMPILE']._serialized_start=1387
-  _globals['_COMPILE']._serialized_end=1435
-  _globals['_COMPILED']._serialized_start=1438
-  _globals['_COMPILED']._serialized_end=1580
-  _globals['_INVALID']._serialized_start=1582
-  _globals['_INVALID']._serialized_end=1652
-  _globals['_TOOCOMPLEX']._serialized_start=1654
-  _globals['_TOOCOMPLEX']._serialized_end=1764
-  _globals['_COMPILERREPLY']._serialized_start=1767
-  _globals['_COMPILERREPLY']._serialized_end=2024
+  _globals['_BINDFAILURE']._serialized_start=2090
+  _globals['_BINDFAILURE']._serialized_end=2240
+  _globals['_BIND']._serialized_start=135
+  _globals['_BIND']._serialized_end=273
+  _globals['_EXECUTE']._serialized_start=276
+  _globals['_EXECUTE']._serialized_end=448
+  _globals['_RUNNERCOMMAND']._serialized_start=450
+  _globals['_RUNNERCOMMAND']._serialized_end=562
+  _globals['_READY']._serialized_start=564
+  _globals['_READY']._serialized_end=621
+  _globals['_FAILED']._serialized_start=623
+  _globals['_FAILED']._serialized_end=648
+  _globals['_BOUND']._serialized_start=650
+  _globals['_BOUND']._serialized_end=770
+  _globals['_REJECTED']._serialized_start=772
+  _globals['_REJECTED']._serialized_end=814
+  _globals['_RESULT']._serialized_start=817
+  _globals['_RESULT']._serialized_end=1251
+  _globals['_RUNNERREPLY']._serialized_start=1254
+  _globals['_RUNNERREPLY']._serialized_end=1448
+  _globals['_COMPILE']._serialized_start=1450
+  _globals['_COMPILE']._serialized_end=1498
+  _globals['_COMPILED']._serialized_start=1501
+  _globals['_COMPILED']._serialized_end=1643
+  _globals['_INVALID']._serialized_start=1645
+  _globals['_INVALID']._serialized_end=1715
+  _globals['_TOOCOMPLEX']._serialized_start=1717
+  _globals['_TOOCOMPLEX']._serialized_end=1827
+  _globals['_COMPILERREPLY']._serialized_start=1830
+  _globals['_COMPILERREPLY']._serialized_end=2087
 # @@protoc_insertion_point(module_scope)

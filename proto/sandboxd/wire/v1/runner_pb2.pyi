@@ -71,22 +71,36 @@ class Bind(_message.Message):
     ARTIFACT_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     FUEL_FIELD_NUMBER: _builtins.int
     NO_START_FUNCTION_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    TABLE_ELEMENTS_FIELD_NUMBER: _builtins.int
+    EXPORT_FIELD_NUMBER: _builtins.int
     artifact_size_bytes: _builtins.int
     """Size of the artifact in bytes."""
     fuel: _builtins.bool
     """True if the artifact was compiled with fuel metering."""
     no_start_function: _builtins.bool
     """True if the compiler said that the module has no start function."""
+    memory_bytes: _builtins.int
+    """If above 0, no call comes with this: the module is loaded ahead of need, and
+    an instance is made for a call with this much linear memory in bytes.
+    """
+    table_elements: _builtins.int
+    """Elements in all tables, for that call."""
+    export: _builtins.str
+    """The function that a bytes call will call; empty if another kind is expected."""
     def __init__(
         self,
         *,
         artifact_size_bytes: _builtins.int = ...,
         fuel: _builtins.bool = ...,
         no_start_function: _builtins.bool = ...,
+        memory_bytes: _builtins.int = ...,
+        table_elements: _builtins.int = ...,
+        export: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_size_bytes", b"artifact_size_bytes", "fuel", b"fuel", "no_start_function", b"no_start_function"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_size_bytes", b"artifact_size_bytes", "export", b"export", "fuel", b"fuel", "memory_bytes", b"memory_bytes", "no_start_function", b"no_start_function", "table_elements", b"table_elements"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
