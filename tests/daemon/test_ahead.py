@@ -56,7 +56,7 @@ def test_a_process_that_was_bound_ahead_serves_one_call(
     request = typed(digest, "remember", i32(7), fresh=True)
     with calling(quiet) as caller:
         call_until_ahead(quiet, caller, request, digest)
-        seen = set()
+        seen: set[int] = set()
         for _ in range(5):
             waiting = ahead(quiet, digest)
             assert 1 <= len(waiting) <= 4
