@@ -85,6 +85,10 @@ def run_child(
             code = _run_runner(policy, plan, required & SEALING, fds, engines, script)
         else:
             code = _run_compiler(policy, plan, fds, engines)
+    except MemoryError:
+        if kind == control_pb2.CHILD_KIND_COMPILER:
+            # There is not even enough to say so. The engine ends like this, too.
+            os.abort()
     except (Closed, BrokenPipeError, ConnectionResetError):
         code = EXIT_DONE
     finally:
