@@ -112,8 +112,10 @@ def test_one_that_is_killed_is_missed_by_nobody(quiet: Any, sink_wasm: bytes) ->
     request = typed(digest, "add", i32(1), i32(2), fresh=True)
     with calling(quiet) as caller:
         call_until_ahead(quiet, caller, request, digest)
-        for one in ahead(quiet, digest):
-            os.kill(one.pid, signal.SIGKILL)
+        killed = {one.pid for one in ahead(quiet, digest)}
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        quiet.wait_status(lambda status: not killed & {one.pid for one in status.runners})
         assert caller.execute(request).completed.results[0].i32 == 3
         eventually(lambda: bool(ahead(quiet, digest)), "another one is bound")
 
