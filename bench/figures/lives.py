@@ -97,7 +97,7 @@ async def _life(stage: Stage) -> AsyncGenerator[Part, None]:
         "One runner per block, of a real daemon, each bound to a module of its own; "
         "`/proc/PID/stat` and the process's clock, read from outside. The spare's time is from its "
         "fork on, lock-down and rehearsal included; a later call's is the mean of "
-        f"{_CALLS}, one after the other. `make profile` tells the steps apart, in a process of its own."
+        f"{_CALLS}, one after the other. `make profile` tells the steps apart."
     )
 
 

@@ -74,11 +74,7 @@ async def _threads(stage: Stage) -> AsyncGenerator[Part, None]:
             ]
             sides = [side for one in watched for side in one.sides(seconds)]
             yield Point(sides, x=in_flight)
-            rows += [
-                _row(one, role, in_flight)
-                for one in watched
-                for role in threads.ROLES
-            ]
+            rows += [_row(one, role, in_flight) for one in watched for role in threads.ROLES]
     yield Table("Per call, medians of the blocks:", _COLUMNS, rows)
     yield Note(
         "By the kernel's accounts (`/proc/PID/task/*/status` and `schedstat`). Waiting is time in "
