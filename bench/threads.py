@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,14 +89,6 @@ def spent(before: Mapping[int, Thread], after: Mapping[int, Thread]) -> dict[str
         grown = account if earlier is None else account.plus(earlier.account, -1.0)
         sums[role] = sums[role].plus(grown)
     return sums
-
-
-def total(accounts: Iterable[Account]) -> Account:
-    """Add up."""
-    found = Account()
-    for account in accounts:
-        found = found.plus(account)
-    return found
 
 
 def _name(status: str) -> str:

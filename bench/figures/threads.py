@@ -10,7 +10,7 @@ from bench import threads
 from bench.figure import Axis, Figure, Note, Part, Point, Ratio, Settings, Side, Table
 from bench.figures.processor import Shares
 from bench.figures.setting import Execute, bound_module, calls, counting
-from bench.stage import Endpoint, Stage
+from bench.stage import Stage
 from bench.threads import Account
 from bench.timing import throughput
 
@@ -64,12 +64,8 @@ async def _threads(stage: Stage) -> AsyncGenerator[Part, None]:
     rows: list[list[str]] = []
     async with bound_module(stage) as it:
         for in_flight in IN_FLIGHT:
-
-            def watch(server: str, endpoint: Endpoint, in_flight: int = in_flight) -> _Watched:
-                return _Watched(server, endpoint.pid, calls(endpoint, it.request, in_flight))
-
             watched = [
-                watch(server, endpoint)
+                _Watched(server, endpoint.pid, calls(endpoint, it.request, in_flight))
                 for server, endpoint in zip(_SERVERS, (it.daemon, it.echo), strict=True)
             ]
             sides = [side for one in watched for side in one.sides(seconds)]
