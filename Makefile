@@ -8,7 +8,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-attacks check format proto guests guests-check interpreter escape-matrix clean bench-lockdown seccomp-idle \
-  hostile soak-deadlines soak-residue bench bench-quick bench-report system
+  hostile soak-deadlines soak-residue bench bench-quick bench-report profile system
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ bench-quick: $(BENCH_STAMP) ## The same, roughly (under 2 minutes)
 
 bench-report: $(STAMP) ## Write what was measured into docs/performance.md and its charts
 	$(BIN)/python -m bench report
+
+profile: $(STAMP) ## Profile a call and a runner's life, into docs/performance.md (a minute)
+	$(BIN)/python -m bench.profile --write docs/performance.md
 
 bench-lockdown: $(STAMP) ## Measure what the lock-down of one runner costs beside a bare fork
 	@TOKIO_WORKER_THREADS=1 MALLOC_ARENA_MAX=1 $(BIN)/python -m tests.isolation.bench_lockdown

@@ -121,12 +121,17 @@ class Stage:
             yield Path(directory)
 
     @contextlib.asynccontextmanager
-    async def daemon(self, *arguments: str) -> AsyncIterator[Daemon]:
-        """Run a daemon with these flags, and with its defaults for all others."""
+    async def daemon(
+        self, *arguments: str, program: Sequence[str] = ("sandboxd.supervisor.main",)
+    ) -> AsyncIterator[Daemon]:
+        """Run a daemon with these flags, and with its defaults for all others.
+
+        `program` is a module that starts one, and what goes before the daemon's own flags.
+        """
         async with self.directory() as directory:
             socket = directory / "s.sock"
             command = [
-                *(sys.executable, "-m", "sandboxd.supervisor.main"),
+                *(sys.executable, "-m", *program),
                 *("--listen", f"unix://{socket}", "--state-dir", str(directory / "state")),
                 *arguments,
             ]

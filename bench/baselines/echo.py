@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from bench.baselines import echo_server
 from bench.stage import Endpoint, Stage, process
@@ -18,13 +18,17 @@ async def echo_endpoint(
     *,
     daemon_options: bool = False,
     message_bytes: int = 0,
+    program: Sequence[str] = ("bench.baselines.echo_server",),
 ) -> AsyncIterator[Endpoint]:
-    """Run an echo server that answers like `template`, a response of the daemon."""
+    """Run an echo server that answers like `template`, a response of the daemon.
+
+    `program` is a module that starts one, and what goes before its own flags.
+    """
     async with stage.directory() as directory:
         socket = directory / "e.sock"
         (directory / "template").write_bytes(template.SerializeToString())
         command = [
-            *(sys.executable, "-m", "bench.baselines.echo_server"),
+            *(sys.executable, "-m", *program),
             *("--socket", str(socket), "--template", str(directory / "template")),
             *("--message-bytes", str(message_bytes)),
             *(["--daemon-options"] if daemon_options else []),

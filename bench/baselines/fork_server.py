@@ -6,31 +6,18 @@ second that it forked, saw end, and reaped, one after the other.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import time
 
-from sandboxd.runner import engine, preload
-from sandboxd.runner.isolation import credentials, libffi, memfd, namespaces
+from bench.baselines import zygote_like
 
 READY = "ready"
 
 
 def main() -> None:
     """Serve until end of file."""
-    layer = namespaces.unshare(required=False)
-    if layer.active and (inner := os.fork()):
-        sys.exit(os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1]))
-    preload.preload()
-    engine.build_engines()
-    libffi.find_writable_code()
-    if layer.active:
-        memfd.refuse_executable(required=False)
-        namespaces.enter_empty_root(required=True)
-    credentials.limit_zygote(required=True)
-    gc.collect()
-    gc.freeze()
+    zygote_like.become(lambda _: None)
     print(READY, flush=True)
     for line in sys.stdin:
         print(forks_per_second(float(line)), flush=True)

@@ -7,10 +7,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
 from bench.figure import Figure, Note, Part, Point, Ratio, Settings, Side
-from bench.figures.setting import Execute, bound_module, calls
+from bench.figures.setting import Execute, bound_module, calls, counting
 from bench.stage import Daemon, Endpoint, Stage
 from bench.timing import throughput
-from sandboxd.v1 import sandbox_pb2
 
 SECTION = "Calls"
 _IN_FLIGHT = 32
@@ -78,20 +77,11 @@ async def _spent(
     endpoint: Endpoint, made: Sequence[Execute], seconds: float
 ) -> tuple[float, float, int]:
     """Return seconds per call of the server and of this process, and the number of calls."""
-    count = 0
-
-    def counted(call: Execute) -> Execute:
-        async def one() -> sandbox_pb2.ExecuteResponse:
-            nonlocal count
-            count += 1
-            return await call()
-
-        return one
-
+    counted = counting(made)
     server, client = processor_time(endpoint.pid), time.process_time()
-    await throughput([counted(call) for call in made], seconds)
+    await throughput(counted.calls, seconds)
     server, client = processor_time(endpoint.pid) - server, time.process_time() - client
-    return server / count, client / count, count
+    return server / counted.count, client / counted.count, counted.count
 
 
 async def _runners_s(daemon: Daemon) -> float:

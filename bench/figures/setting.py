@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from bench import guests, requests
@@ -73,6 +73,29 @@ def calls(endpoint: Endpoint, request: sandbox_pb2.ExecuteRequest, in_flight: in
         return call
 
     return [one(number) for number in range(in_flight)]
+
+
+@dataclass(slots=True)
+class Counting:
+    """Calls that count themselves as they begin."""
+
+    calls: list[Execute]
+    count: int = 0
+
+
+def counting(made: Sequence[Execute]) -> Counting:
+    """Return the same calls, counted."""
+    counted = Counting([])
+
+    def one(call: Execute) -> Execute:
+        async def begin() -> sandbox_pb2.ExecuteResponse:
+            counted.count += 1
+            return await call()
+
+        return begin
+
+    counted.calls += map(one, made)
+    return counted
 
 
 def call_of(endpoint: Endpoint, request: sandbox_pb2.ExecuteRequest) -> Execute:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from bench import results as results_module
 from bench.report import chart, markers, text
-from bench.results import FigureResult, RatioResult, Results, SideResult, TableResult
+from bench.report.tables import table, titled
+from bench.results import FigureResult, RatioResult, Results, SideResult
 from bench.spread import spread
 
 NAME = "performance.md"
 FOLDER = "performance"
+QUICK = "**A quick run: a rough look, not a measurement.**"
 OTHERS = "others"
 """Where sections go that have no place of their own."""
 # A comparison of fewer sides is told by its ratio.
@@ -122,10 +123,8 @@ def _machine(results: Results) -> str:
         ("load average before", loads),
         ("load average after", after),
     ]
-    table = _table(("what", "value"), rows)
-    if results.quick:
-        table = "**A quick run: a rough look, not a measurement.**\n\n" + table
-    return table
+    told = table(("what", "value"), rows)
+    return f"{QUICK}\n\n{told}" if results.quick else told
 
 
 def _goals(results: Results) -> str:
@@ -135,7 +134,7 @@ def _goals(results: Results) -> str:
             if ratio.bound is not None:
                 says = f"[{text.name(ratio, figure)}](#{figure.name})"
                 rows.append((says, *_ratio_cells(ratio), str(ratio.bound), text.verdict(ratio)))
-    return _table(("ratio", "median", "quartiles", "goal", ""), rows)
+    return table(("ratio", "median", "quartiles", "goal", ""), rows)
 
 
 def _ratio_cells(ratio: RatioResult) -> tuple[str, str]:
@@ -154,7 +153,7 @@ def _figure(figure: FigureResult) -> str:
         parts.append(f"![{figure.title}]({FOLDER}/{figure.name}.svg)")
     if figure.points:
         parts.append(_curve_table(figure) if figure.axis else _side_table(figure))
-    parts += [_note_table(table) for table in figure.tables]
+    parts += [titled(found.title, found.columns, found.rows) for found in figure.tables]
     parts += figure.notes
     return "\n\n".join(parts)
 
@@ -165,7 +164,7 @@ def _ratio_table(figure: FigureResult) -> str:
         says = text.name(ratio, figure)
         goal = f"{ratio.bound}: {text.verdict(ratio)}" if ratio.bound is not None else ""
         rows.append((says, *_ratio_cells(ratio), goal))
-    return _table(("ratio", "median", "quartiles", "goal"), rows)
+    return table(("ratio", "median", "quartiles", "goal"), rows)
 
 
 def _side_table(figure: FigureResult) -> str:
@@ -174,7 +173,7 @@ def _side_table(figure: FigureResult) -> str:
         for point in figure.points
         for side in point.sides
     ]
-    return _table(("side", "median", "quartiles"), rows)
+    return table(("side", "median", "quartiles"), rows)
 
 
 def _side_cells(side: SideResult, unit: str) -> tuple[str, str]:
@@ -193,21 +192,10 @@ def _curve_table(figure: FigureResult) -> str:
             side = point.side(name)
             cells.append(_median_cell(side, figure.unit) if side is not None else "")
         rows.append(tuple(cells))
-    return _table((figure.axis, *names), rows)
+    return table((figure.axis, *names), rows)
 
 
 def _median_cell(side: SideResult, unit: str) -> str:
     if side.missing:
         return side.missing
     return text.quantity(spread(side.values).median, unit)
-
-
-def _note_table(table: TableResult) -> str:
-    return f"{table.title}\n\n{_table(table.columns, table.rows)}"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(columns), "|" + "---|" * len(columns), *map(line, rows)])

@@ -1,0 +1,1 @@
+"""`python -m bench.profile`: where the time of a call goes, step by step."""
