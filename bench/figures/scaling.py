@@ -58,9 +58,8 @@ async def _in_flight(stage: Stage) -> AsyncGenerator[Part, None]:
                 x=count,
             )
     yield Note(
-        f"At most {CALLS_PER_CONNECTION} calls share a connection. The daemon allows 256, but "
-        "counts calls that it has answered and not yet forgotten: one connection with 250 in "
-        "flight saw UNAVAILABLE (REFUSED_STREAM) when the machine was busy."
+        f"At most {CALLS_PER_CONNECTION} calls share a connection: half of what the daemon allows, "
+        "because the transport counts calls that are answered and not yet forgotten, too."
     )
 
 

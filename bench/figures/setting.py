@@ -17,10 +17,9 @@ SANDBOXD = "sandboxd"
 ECHO = "bare echo"
 ECHO_DAEMON_OPTIONS = "bare echo, daemon's channel options"
 INPUT = b"x" * 64
-# The daemon lets a connection have 256 calls at once (configuration.server_options), and counts
-# those that it has answered and not yet forgotten: a busy one refuses calls when more than about
-# half as many are in flight.
-CALLS_PER_CONNECTION = 100
+# Half of what the daemon lets a connection have at once (configuration.server_options): it counts
+# calls that it has answered and not yet forgotten, and refuses what is beyond.
+CALLS_PER_CONNECTION = 500
 
 
 @dataclass(frozen=True, slots=True)
