@@ -22,11 +22,12 @@ from tests.hostile.harness import word
 from sandboxd.supervisor import faults
 from sandboxd.supervisor.artifact_store import ArtifactStore
 from sandboxd.supervisor.artifacts import ArtifactCache
+from sandboxd.supervisor.birth import PoolConfig
 from sandboxd.supervisor.compilation import CompileConfig, CompileService
 from sandboxd.supervisor.execution import Executor
 from sandboxd.supervisor.launcher import LaunchedZygote
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
-from sandboxd.supervisor.pool import Pool, PoolConfig
+from sandboxd.supervisor.pool import Pool
 from sandboxd.supervisor.stats import Stats
 from sandboxd.supervisor.store import Store
 from sandboxd.supervisor.zygote import ChildLimits, Zygote

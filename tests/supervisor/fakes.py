@@ -14,10 +14,11 @@ from typing import cast
 
 from sandboxd.supervisor import frames
 from sandboxd.supervisor.artifacts import Artifact, ModuleInfo
+from sandboxd.supervisor.birth import PoolConfig
 from sandboxd.supervisor.child import Child, ExitStatus
 from sandboxd.supervisor.keys import EngineIdentity, Key
 from sandboxd.supervisor.layers import Layers
-from sandboxd.supervisor.pool import Pool, PoolConfig
+from sandboxd.supervisor.pool import Pool
 from sandboxd.supervisor.runner import Runner
 from sandboxd.supervisor.zygote import ChildLimits, Zygote
 from sandboxd.v1 import call_pb2

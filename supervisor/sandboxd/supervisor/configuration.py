@@ -6,11 +6,11 @@ import logging
 import resource
 
 from sandboxd.supervisor import endpoints
+from sandboxd.supervisor.birth import PoolConfig
 from sandboxd.supervisor.compilation import CompileConfig
 from sandboxd.supervisor.errors import StartError
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
 from sandboxd.supervisor.outbox import file_bytes
-from sandboxd.supervisor.pool import PoolConfig
 from sandboxd.supervisor.services.modules import MAX_PUSHES
 from sandboxd.supervisor.settings import MIB, Settings
 from sandboxd.supervisor.store import Store

@@ -17,35 +17,24 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import os
-import random
 from collections import deque
-from dataclasses import dataclass
 
 from sandboxd.supervisor import faults
 from sandboxd.supervisor.alarms import Alarms
+from sandboxd.supervisor.birth import Hooks, PoolConfig, start_runner
 from sandboxd.supervisor.forecast import Expected, Forecast
 from sandboxd.supervisor.keys import Key
 from sandboxd.supervisor.lifecycle import State
 from sandboxd.supervisor.line import Line, Waiter
-from sandboxd.supervisor.outbox import Outbox
+from sandboxd.supervisor.pause import Pause
 from sandboxd.supervisor.runner import Runner
 from sandboxd.supervisor.shelf import Shelf
-from sandboxd.supervisor.zygote import ChildLimits, Zygote
-from sandboxd.wire.v1 import control_pb2
+from sandboxd.supervisor.zygote import Zygote
 
 log = logging.getLogger(__name__)
 
 MAX_OVERTAKEN = 16
-# How much earlier than its maximum age or count a runner may be retired, at random, so that runners
-# started together do not all end together.
-JITTER = 0.2
 SWEEP_INTERVAL_S = 5.0
-# How long forks, and the ends of processes that are not needed any more, wait for calls to pause
-# while spares are left: longer than a call of a module that is bound usually takes. And how long
-# they wait at most.
-PROVISION_DELAY_S = 0.005
-MAX_PROVISION_DELAY_S = 0.02
 # A runner that cannot even start is not asked for again at once.
 START_FAILURE_PAUSE_S = 0.5
 # Locking down takes milliseconds, and so does loading a module. A runner that is not ready by then
@@ -53,34 +42,6 @@ START_FAILURE_PAUSE_S = 0.5
 START_TIMEOUT_S = 5.0
 # A runner that was bound ahead keeps its place for this long before another module may have it.
 AHEAD_PATIENCE_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class PoolConfig:
-    """Sizes and ages of the pool."""
-
-    capacity: int
-    """Most runners at once, those that are dying aside."""
-    spares: int
-    """Runners kept ready ahead of need."""
-    queue_capacity: int
-    """Most calls that may wait for a runner."""
-    max_executions: int
-    """Calls that a runner serves before it is retired."""
-    max_age_s: float
-    """Seconds after which a runner is retired."""
-    idle_timeout_s: float
-    """Seconds after which a bound runner without a call is retired."""
-    max_output_bytes: int
-    """The largest output limit of a call: sizes the outbox."""
-    limits: ChildLimits
-    """Resource limits of a runner."""
-    max_input_bytes: int = 0
-    """The longest input of a call: sizes the inbox."""
-    ahead: int = 0
-    """Most runners that are bound to a module before there is a call for it."""
-    pause_s: float = PROVISION_DELAY_S
-    """How long calls must pause before work is done that none of them waits for."""
 
 
 class Pool:
@@ -105,8 +66,7 @@ class Pool:
         self._line = Line(config.queue_capacity)
         self._alarms = Alarms()
         self._paused_until = 0.0
-        self._pause_began_at = 0.0
-        self._late_timer: asyncio.TimerHandle | None = None
+        self._pause = Pause(self._provision_late, config.pause_s)
         self._done_with: list[Runner] = []
         self._closed = False
         self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
@@ -229,11 +189,12 @@ class Pool:
             self._provision_soon()
 
     def _kill_done(self) -> bool:
-        """Kill those that have served; True if any had."""
+        """Kill those that have served; True if that made room."""
+        alive = self._alive
         done, self._done_with = self._done_with, []
         for runner in done:
             runner.kill()
-        return bool(done)
+        return self._alive < alive
 
     def _hand_on(self, runner: Runner, key: Key) -> None:
         first = self._line.first()
@@ -309,21 +270,10 @@ class Pool:
         """Provision after a while: it costs milliseconds of a processor that calls may need."""
         if self._line:
             self._loop.call_soon(self.provision)
-            return
-        now = self._loop.time()
-        self._pause_began_at = now
-        if self._late_timer is None:
-            last = now + MAX_PROVISION_DELAY_S
-            self._late_timer = self._loop.call_later(
-                self.config.pause_s, self._provision_late, last
-            )
+        else:
+            self._pause.ask()
 
-    def _provision_late(self, last: float) -> None:
-        due = min(self._pause_began_at + self.config.pause_s, last)
-        if self._loop.time() < due and self._spares:
-            self._late_timer = self._loop.call_at(due, self._provision_late, last)
-            return
-        self._late_timer = None
+    def _provision_late(self) -> None:
         self._kill_done()
         self._bind_ahead()
         self.provision()
@@ -341,11 +291,11 @@ class Pool:
                 self._start()
             except OSError as error:
                 log.error("a runner cannot be started: %s", error.strerror)
-                self._pause()
+                self._hold_back()
                 return
             wanted -= 1
 
-    def _pause(self) -> None:
+    def _hold_back(self) -> None:
         """Do not try again at once what has just failed."""
         self._paused_until = self._loop.time() + START_FAILURE_PAUSE_S
         self._loop.call_later(START_FAILURE_PAUSE_S + 0.01, self.provision)
@@ -362,33 +312,13 @@ class Pool:
 
     def _start(self) -> None:
         assert self._zygote is not None
-        outbox = Outbox(self.config.max_output_bytes, self.config.max_input_bytes)
-        interrupt_read, interrupt_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(interrupt_read, True)
-        try:
-            child = self._zygote.spawn(
-                control_pb2.CHILD_KIND_RUNNER,
-                [interrupt_read, outbox.fd],
-                self._limits,
-                awaited=len(self._line) > self._starting,
-            )
-        except BaseException:
-            os.close(interrupt_write)
-            raise
-        finally:
-            os.close(interrupt_read)
-        runner = Runner(
-            child,
-            outbox,
-            interrupt_write,
-            self._zygote.layers,
-            self._on_ready,
-            self._on_kill,
-            self._on_dead,
+        runner = start_runner(
+            self._zygote,
+            self.config,
+            self._limits,
+            Hooks(self._on_ready, self._on_kill, self._on_dead),
+            awaited=len(self._line) > self._starting,
         )
-        config = self.config
-        runner.retire_after_executions = max(1, round(config.max_executions * _jitter()))
-        runner.retire_at = self._loop.time() + config.max_age_s * _jitter()
         self._all.add(runner)
         self._alive += 1
         self._starting += 1
@@ -426,7 +356,7 @@ class Pool:
         self._alive -= 1
         if previous is State.STARTING:
             self._started(runner)
-            self._pause()
+            self._hold_back()
         elif previous is State.LOADING:
             self._end_loading(runner)
         elif previous in (State.SPARE, State.IDLE):
@@ -473,13 +403,10 @@ class Pool:
         """Refuse those who wait, kill all runners and wait until they are reaped."""
         self._closed = True
         self._sweeper.cancel()
+        self._pause.close()
         self.fail_waiters(faults.ShuttingDown("the daemon is stopping", retry_after_s=1.0))
         for runner in list(self._all):
             runner.kill()
         for runner in list(self._all):
             await runner.wait_dead()
         self._alarms.close()
-
-
-def _jitter() -> float:
-    return 1.0 - random.random() * JITTER  # noqa: S311 - spreads load, guards nothing
