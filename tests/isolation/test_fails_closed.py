@@ -13,6 +13,7 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,3 +182,16 @@ def test_cgroups_that_the_host_does_not_delegate_stop_the_start(tmp_path: Path) 
 def test_cgroups_that_are_required_and_switched_off_stop_the_start(tmp_path: Path) -> None:
     result = start(tmp_path, "[]", "--cgroups=off", "--require-layer=cgroup")
     _assert_refused(result, "cgroup")
+
+
+def test_a_rehearsal_that_fails_stops_the_start_at_once_and_says_why(tmp_path: Path) -> None:
+    # Of all processes, a runner that rehearses is the first to reserve the engine's 4 GiB.
+    reserve = Fault("", (9, 222), errno.EADDRINUSE, 1, (1 << 32,), 0xFFFFFFFF << 32)
+    began_at = time.monotonic()
+    result = start(tmp_path, reserve.encoded())
+    assert time.monotonic() - began_at < 15
+    assert result.returncode == 1, result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert "no runner can be started: it could not get ready: its rehearsal failed: " in last
+    assert os.strerror(errno.EADDRINUSE) in last
+    assert "Traceback" not in result.stderr

@@ -26,6 +26,7 @@ from sandboxd.runner.isolation.layers import MDWE, SECCOMP_SEALED, IsolationErro
 from sandboxd.runner.isolation.lockdown import ChildPolicy, Plan, lock_down, seal_after_load
 from sandboxd.runner.isolation.policy import INTERRUPT_FD, SOCKET_FD
 from sandboxd.runner.outbox import Outbox
+from sandboxd.runner.outcomes import for_people
 from sandboxd.runner.rehearsal import rehearse
 from sandboxd.wire.v1 import control_pb2, runner_pb2
 
@@ -47,6 +48,9 @@ SEALING = frozenset({MDWE, SECCOMP_SEALED})
 EXIT_DONE = 0
 EXIT_NOT_LOCKED = 3
 EXIT_BUG = 4
+EXIT_NOT_READY = 5
+
+_REASON_BYTES = 1024
 
 
 def layer_messages(states: tuple[LayerState, ...]) -> list[control_pb2.IsolationLayer]:
@@ -121,7 +125,16 @@ def _run_runner(
         channel.send(runner_pb2.RunnerReply(failed=failed).SerializeToString())
         return EXIT_NOT_LOCKED
     channel = Channel(SOCKET_FD)
-    rehearse(engines, script, outbox)
+    try:
+        rehearse(engines, script, outbox)
+    except Exception as error:  # noqa: BLE001 - whatever it is, a call would meet it next
+        # Only told can it be acted on: one that just ends is waited for.
+        reason = for_people(
+            f"its rehearsal failed: {str(error) or type(error).__name__}", _REASON_BYTES
+        )
+        failed = runner_pb2.Failed(message=reason)
+        channel.send(runner_pb2.RunnerReply(failed=failed).SerializeToString())
+        return EXIT_NOT_READY
     ready = runner_pb2.Ready(layers=layer_messages(states))
     channel.send(runner_pb2.RunnerReply(ready=ready).SerializeToString())
     shortage: RuntimeError | None = None

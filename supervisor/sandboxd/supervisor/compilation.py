@@ -326,7 +326,7 @@ class _Compilation:
             self._allowed = _ALLOWED_THEN
             self._child.send(self._command)
         elif kind == "failed":
-            self._breached(f"it could not lock itself down: {reply.failed.message}")
+            self._breached(f"it could not get ready: {reply.failed.message}")
             log.error("a compiler: %s", self._breach)
         else:
             self._allowed = frozenset()
