@@ -14,19 +14,19 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import grpc
 from grpc import aio
 
-from sandboxd.supervisor.errors import StartError
+from sandboxd.supervisor import addresses
+from sandboxd.supervisor.addresses import (
+    MAX_UNIX_PATH_BYTES,
+    EndpointError,
+    TcpAddress,
+    UnixAddress,
+)
 
-# sizeof(sockaddr_un.sun_path) less the NUL.
-MAX_UNIX_PATH_BYTES = 107
-
-
-class EndpointError(StartError):
-    """An address cannot be listened on; the message says why and what to do."""
+__all__ = ["MAX_UNIX_PATH_BYTES", "EndpointError", "Tls", "bind", "unlink"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +65,14 @@ def bind(
 
 
 def _bind(server: aio.Server, address: str, group: str, tls: Tls | None, insecure_tcp: bool) -> str:
-    parts = urlsplit(address)
-    if parts.scheme == "unix":
-        return _bind_unix(server, parts.path, group)
-    if parts.scheme == "tcp":
-        return _bind_tcp(server, address, tls, insecure_tcp)
-    raise EndpointError(f"cannot listen on {address!r}: use unix:///path or tcp://127.0.0.1:port")
+    match addresses.parse(address):
+        case UnixAddress(path=path):
+            return _bind_unix(server, path, group)
+        case TcpAddress() as found:
+            return _bind_tcp(server, found, tls, insecure_tcp)
 
 
 def _bind_unix(server: aio.Server, path: str, group: str) -> str:
-    if not path.startswith("/") or len(path.encode()) > MAX_UNIX_PATH_BYTES:
-        raise EndpointError(
-            f"a socket's path is absolute and has at most {MAX_UNIX_PATH_BYTES} bytes: {path!r}"
-        )
     gid = _gid(group) if group else -1
     _refuse_if_served(path)
     try:
@@ -124,27 +119,20 @@ def _refuse_if_served(path: str) -> None:
     raise EndpointError(f"another daemon serves {path}; stop it, or pass another --listen")
 
 
-def _bind_tcp(server: aio.Server, address: str, tls: Tls | None, insecure: bool) -> str:
-    parts = urlsplit(address)
-    try:
-        host, port = parts.hostname or "", parts.port
-    except ValueError as error:
-        raise EndpointError(f"{address!r}: {error}") from error
-    if not host or port is None:
-        raise EndpointError(f"{address!r} needs a host and a port (0 for any)")
-    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _bind_tcp(server: aio.Server, address: TcpAddress, tls: Tls | None, insecure: bool) -> str:
+    target = address.target
     try:
         if tls is not None:
             chosen = server.add_secure_port(target, tls.credentials())
-        elif not insecure or not _is_loopback(host):
+        elif not insecure or not _is_loopback(address.host):
             raise EndpointError(
-                f"{address}: TCP needs --tls-cert, --tls-key and --tls-client-ca; without them "
-                "only a loopback address with --insecure-tcp is possible"
+                f"tcp://{target}: TCP needs --tls-cert, --tls-key and --tls-client-ca; without "
+                "them only a loopback address with --insecure-tcp is possible"
             )
         else:
             chosen = server.add_insecure_port(target)
     except RuntimeError as error:
-        raise EndpointError(f"cannot listen on {address}: {error}") from error
+        raise EndpointError(f"cannot listen on tcp://{target}: {error}") from error
     return f"tcp://{target.rsplit(':', 1)[0]}:{chosen}"
 
 

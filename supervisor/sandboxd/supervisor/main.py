@@ -36,7 +36,7 @@ from typing import Any
 
 import click
 
-from sandboxd.supervisor import logs, settings
+from sandboxd.supervisor import logs, settings, usage
 from sandboxd.supervisor.errors import StartError
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ def main(**arguments: Any) -> None:
     Exit status: 0 stopped as asked; 1 could not start (standard error says why); 2 bad usage.
     """
     chosen = settings.from_arguments(arguments)
+    usage.check(chosen)
     logs.configure(chosen.log_level)
     sys.exit(asyncio.run(_run(chosen)))
 
