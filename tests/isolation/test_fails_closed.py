@@ -173,6 +173,23 @@ def test_namespaces_that_are_required_and_switched_off_stop_the_start(
     _assert_refused(start(tmp_path, "[]", "--namespaces=off", *options), layer)
 
 
+def test_all_required_layers_that_do_not_hold_are_told_at_once_each_with_its_remedy(
+    tmp_path: Path,
+) -> None:
+    # Of every process that takes any: launcher, zygote, each child, a runner that has loaded.
+    names = ("unshare is refused", "SO_PASSRIGHTS is not there", "prlimit64 lies",
+             "landlock_create_ruleset is refused", "PR_SET_MDWE is refused")  # fmt: skip
+    faults = [FAULTS[name] for name in names]
+    missing = [*(fault.layer for fault in faults), "cgroup", "empty-root", "no-ipc"]
+    everything = json.dumps([json.loads(fault.encoded())[0] for fault in faults])
+    options = [f"--require-layer={name}" for name in missing]
+    result = start(tmp_path, everything, "--cgroups=off", *options)
+    for name in missing:
+        _assert_refused(result, name)
+    assert f"sandboxd: {len(missing)} required layers do not hold:\n" in result.stderr
+    assert result.stderr.count("isolation layer ") == len(missing)
+
+
 def test_cgroups_that_the_host_does_not_delegate_stop_the_start(tmp_path: Path) -> None:
     if not cgroups.find_places()[1]:
         pytest.skip("this host delegates cgroups")
