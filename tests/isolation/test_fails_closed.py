@@ -6,6 +6,7 @@ host lacks. Before the daemon serves nobody can push or call anything, so no gue
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -147,6 +148,20 @@ def test_a_required_layer_that_does_not_hold_stops_the_start(tmp_path: Path, nam
 def test_namespaces_that_are_required_by_their_own_option_stop_the_start(tmp_path: Path) -> None:
     fault = FAULTS["unshare is refused"]
     _assert_refused(start(tmp_path, fault.encoded(), "--namespaces=require"), "namespaces")
+
+
+def test_a_limit_of_namespaces_that_is_reached_is_named(tmp_path: Path) -> None:
+    full = dataclasses.replace(FAULTS["unshare is refused"], error=errno.ENOSPC)
+    result = start(tmp_path, full.encoded(), "--namespaces=require")
+    _assert_refused(result, "namespaces")
+    assert "raise the sysctl user.max_user_namespaces" in result.stderr
+
+
+def test_namespaces_that_a_host_refuses_are_told_with_who_may_refuse_them(tmp_path: Path) -> None:
+    result = start(tmp_path, FAULTS["unshare is refused"].encoded(), "--namespaces=require")
+    _assert_refused(result, "namespaces")
+    who = "root lacks CAP_SYS_ADMIN" if os.geteuid() == 0 else "unprivileged user namespaces"
+    assert who in result.stderr
 
 
 @pytest.mark.parametrize("layer", ["empty-root", "memfd-noexec", "no-ipc"])
