@@ -17,6 +17,10 @@ class EndpointError(StartError):
     """An address cannot be listened on; the message says why and what to do."""
 
 
+class EndpointBusy(EndpointError):  # noqa: N818 - a state of the world
+    """Something listens there already."""
+
+
 class UnixAddress(NamedTuple):
     """A socket in the file system."""
 

@@ -100,24 +100,22 @@ class Daemon:
             self._use_state(self._parts.store.claim)
             self._keeper.exec_launcher(os.fstat(self._parts.store.directory_fd).st_uid)
             await self._keeper.start()
+            self._warn()
             await self._serve()
             if self._fatal:
                 raise StartError(self._fatal)
         finally:
-            await self._close()
+            await self._keeper.close()
+            self._notifier.close()
 
-    async def _close(self) -> None:
-        parts = self._parts
-        self._keeper.give_up()
-        await parts.pool.close()
-        await parts.executor.close()
-        await self._keeper.stop()
-        await parts.compiles.close()
-        parts.cache.clear()
-        parts.artifacts.close()
-        parts.store.close()
-        self._notifier.close()
-        self._keeper.close()
+    def _warn(self) -> None:
+        """Log what an operator should know before the first call."""
+        if missing := [row.name for row in self._keeper.rows() if not row.active]:
+            log.warning(
+                "layers that are not active: %s; see `sandboxctl doctor`", ", ".join(missing)
+            )
+        for remark in configuration.remarks(self._settings):
+            log.warning("%s", remark)
 
     async def _serve(self) -> None:
         settings = self._settings
@@ -136,8 +134,6 @@ class Daemon:
         )
         watchdog: asyncio.Task[None] | None = None
         try:
-            if settings.insecure_tcp:
-                log.warning("TCP without TLS: every user of this machine can run guests")
             # The interpreter may be installed where only root can read: import now what would be
             # imported at first use.
             await asyncio.to_thread(importlib.import_module, "concurrent.futures.thread")

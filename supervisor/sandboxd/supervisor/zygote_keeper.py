@@ -120,10 +120,6 @@ class ZygoteKeeper:
             breach = f"no answer within {FIRST_RUNNER_TIMEOUT_S:.0f} s"
         if breach:
             raise StartError(f"no runner can be started: {breach}")
-        if missing := [row.name for row in self.rows() if not row.active]:
-            log.warning(
-                "layers that are not active: %s; see `sandboxctl doctor`", ", ".join(missing)
-            )
 
     # --- replacing it -----------------------------------------------------------------------------
 
@@ -166,20 +162,21 @@ class ZygoteKeeper:
 
     # --- the end ----------------------------------------------------------------------------------
 
-    def give_up(self) -> None:
-        """Replace nothing any more."""
+    async def close(self) -> None:
+        """End all processes and close the parts; idempotent."""
+        parts = self._parts
         if self._replacing is not None:
             self._replacing.cancel()
-
-    async def stop(self) -> None:
-        """End zygote and launcher, and all below them. Idempotent."""
-        self.give_up()
+        await parts.pool.close()
+        await parts.executor.close()
         if self._zygote is not None:
             await self._zygote.stop()
         if self._launcher is not None:
             await self._launcher.stop()
-
-    def close(self) -> None:
-        """Give the user ids back; idempotent. To be called last: until then nobody takes them."""
+        await parts.compiles.close()
+        parts.cache.clear()
+        parts.artifacts.close()
+        parts.store.close()
+        # Last: until then no other daemon takes them.
         if self.uids is not None:
             self.uids.close()
