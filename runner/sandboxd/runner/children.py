@@ -120,20 +120,14 @@ def _run_runner(
     try:
         states = lock_down(policy, plan)
     except IsolationError as error:
-        failed = runner_pb2.Failed(message=str(error))
-        channel = Channel(_number_of(socket_identity, socket_fd))
-        channel.send(runner_pb2.RunnerReply(failed=failed).SerializeToString())
+        _tell_failed(Channel(_number_of(socket_identity, socket_fd)), str(error))
         return EXIT_NOT_LOCKED
     channel = Channel(SOCKET_FD)
     try:
         rehearse(engines, script, outbox)
     except Exception as error:  # noqa: BLE001 - whatever it is, a call would meet it next
         # Only told can it be acted on: one that just ends is waited for.
-        reason = for_people(
-            f"its rehearsal failed: {str(error) or type(error).__name__}", _REASON_BYTES
-        )
-        failed = runner_pb2.Failed(message=reason)
-        channel.send(runner_pb2.RunnerReply(failed=failed).SerializeToString())
+        _tell_failed(channel, f"its rehearsal failed: {str(error) or type(error).__name__}")
         return EXIT_NOT_READY
     ready = runner_pb2.Ready(layers=layer_messages(states))
     channel.send(runner_pb2.RunnerReply(ready=ready).SerializeToString())
@@ -149,6 +143,11 @@ def _run_runner(
         return EXIT_NOT_LOCKED
     _serve(channel, guest)
     return EXIT_DONE
+
+
+def _tell_failed(channel: Channel, reason: str) -> None:
+    failed = runner_pb2.Failed(message=for_people(reason, _REASON_BYTES))
+    channel.send(runner_pb2.RunnerReply(failed=failed).SerializeToString())
 
 
 def _bind(
