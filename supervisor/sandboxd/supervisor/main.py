@@ -44,6 +44,7 @@ from sandboxd.supervisor.errors import StartError
 log = logging.getLogger(__name__)
 
 EXIT_START_FAILED = 1
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -83,12 +84,16 @@ async def _run(chosen: settings.Settings) -> int:
     try:
         daemon = Daemon(chosen)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             loop.add_signal_handler(number, daemon.request_stop)
         await daemon.run()
     except StartError as error:
         click.echo(f"sandboxd: {error}", err=True)
         return EXIT_START_FAILED
+    # The loop takes its handlers with it. Who asks once more now would kill what has just stopped.
+    for number in STOP_SIGNALS:
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
     log.info("stopped")
     return 0
 
