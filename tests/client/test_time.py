@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import linecache
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import pytest
-from tests.client.fake_daemon import WASM, FakeDaemon, Refusal, happens
+from tests.client.fake_daemon import WASM, FakeDaemon, Refusal, digest_of, happens
 
 from sandboxd import client as api
 from sandboxd.client import AsyncClient, Client, Limits
@@ -84,10 +87,22 @@ async def test_an_asyncio_timeout_cancels_the_call(
     assert await happens(loop_daemon.cancelled)
 
 
+def _waits_for_the_answer(thread: int) -> bool:
+    """Whether gRPC waits in this thread.
+
+    No other thread sees the line before it does: between its start and the wait the interpreter
+    lets nobody in.
+    """
+    frame = sys._current_frames()[thread]
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return "call.next_event()" in line or "condition.wait(" in line
+
+
 @pytest.mark.parametrize("what", ["execute", "push"])
 def test_ctrl_c_cancels_the_call(daemon: FakeDaemon, client: Client, what: str) -> None:
     daemon.hang = True
     done = threading.Event()
+    caller = threading.get_ident()
 
     def endless() -> Iterator[bytes]:
         yield WASM
@@ -98,7 +113,9 @@ def test_ctrl_c_cancels_the_call(daemon: FakeDaemon, client: Client, what: str) 
     )
 
     def interrupt() -> None:
-        assert daemon.started.wait(5)
+        assert daemon.started.wait(20)
+        while what == "execute" and not _waits_for_the_answer(caller):
+            time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -106,10 +123,57 @@ def test_ctrl_c_cancels_the_call(daemon: FakeDaemon, client: Client, what: str) 
     try:
         with pytest.raises(KeyboardInterrupt):
             act()
-        assert daemon.cancelled.wait(5)
+        assert daemon.cancelled.wait(20)
     finally:
         done.set()
         thread.join()
+
+
+class _Interrupted:
+    """A Ctrl-C that comes when gRPC has started a call and has not returned it yet."""
+
+    def __init__(self, method: Any, daemon: FakeDaemon) -> None:
+        self._method = method
+        self._daemon = daemon
+        self.lost: list[Any] = []
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        # As a blocking call begins, but for the wait.
+        return self.future(*arguments, **options)
+
+    def future(self, *arguments: Any, **options: Any) -> Any:
+        lost = self._method.future(*arguments, **options)
+        self._daemon.started.wait(1)
+        self.lost.append(lost)
+        raise KeyboardInterrupt
+
+
+def test_a_push_that_is_interrupted_while_it_starts_sends_nothing(
+    daemon: FakeDaemon, client: Client
+) -> None:
+    threads = threading.active_count()
+    interrupted: Any = _Interrupted(client._push, daemon)
+    client._push = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        client.push(WASM)
+    interrupted.lost[0].exception(20)  # it ends, though nobody could cancel it
+    assert not daemon.started.is_set()
+    assert not daemon.modules.keys() & {digest_of(WASM)}
+    while threading.active_count() > threads:  # nothing waits for ever
+        time.sleep(0.01)
+
+
+def test_a_call_that_is_interrupted_while_it_starts_ends_with_the_client(
+    daemon: FakeDaemon,
+) -> None:
+    daemon.hang = True
+    client = Client(daemon.address)
+    interrupted: Any = _Interrupted(client._methods["Execute"], daemon)
+    client._methods["Execute"] = interrupted
+    with pytest.raises(KeyboardInterrupt), client:
+        client.run(WASM)
+    assert daemon.started.is_set()
+    assert daemon.cancelled.wait(20)
 
 
 def test_nothing_is_repeated_by_default(daemon: FakeDaemon, client: Client) -> None:

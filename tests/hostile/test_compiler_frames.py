@@ -24,6 +24,10 @@ from tests.hostile.stage import (
     resident_bytes,
 )
 
+from sandboxd.supervisor import faults
+from sandboxd.supervisor.keys import Key, digest_of
+from sandboxd.supervisor.layers import Layers
+from sandboxd.supervisor.memory_file import new_memory_file
 from sandboxd.supervisor.services.modules import ModuleService
 from sandboxd.supervisor.store import Store
 from sandboxd.v1 import module_pb2
@@ -84,7 +88,8 @@ LIES = [
     Lie("a limit of a megabyte", "say(too_complex=runner_pb2.TooComplex(limit='x' * 1_000_000, "
         "message='y' * 1_000_000))"),
     Lie("a failure of a megabyte", "#raw\n"
-        "say(failed=runner_pb2.Failed(message='\\x1b[2J' * 250_000))"),
+        "say(failed=runner_pb2.Failed(message='\\x1b[2J' * 250_000))", "COMPILER_LOST"),
+    Lie("is killed", "os.kill(os.getpid(), signal.SIGKILL)", "COMPILER_LOST"),
     Lie("groups in one another", "frame(b'\\x1b' * 100_000)"),
     Lie("descriptors without end", "raw(b'\\xff\\xff\\0\\0')\n"
         "while True: pass_descriptors(200, b'x')"),
@@ -169,3 +174,59 @@ async def test_a_call_does_not_wait_for_a_hung_compiler_beyond_its_deadline(stag
     async with asyncio.timeout(COMPILE_WITHIN_S):
         while stage.compiles.working:  # noqa: ASYNC110 - a number, not an event
             await asyncio.sleep(0.01)
+
+
+async def test_a_module_whose_compiler_is_killed_again_and_again_gets_a_verdict(
+    stage: Stage,
+) -> None:
+    module = stage.module(b"os.kill(os.getpid(), signal.SIGKILL)")
+    answers = [await stage.call("answer(b'x')", module, wall_ms=CALL_WALL_MS) for _ in range(3)]
+    assert answers == ["COMPILER_LOST", "COMPILER_LOST", TOO_COMPLEX]
+    forked = stage.zygote._next_id
+    assert await stage.call("answer(b'x')", module, wall_ms=CALL_WALL_MS) == TOO_COMPLEX
+    assert stage.zygote._next_id == forked, "nothing is tried any more"
+    assert await stage.call("answer(b'x')", stage.module(), wall_ms=CALL_WALL_MS) == "completed"
+
+
+async def compile_one(stage: Stage, script: bytes) -> faults.Fault | None:
+    """Have a module compiled for nobody's call; return the fault, if there was one."""
+    module = stage.module(script)
+
+    def open_wasm() -> int:
+        fd = new_memory_file()
+        os.write(fd, module)
+        return fd
+
+    try:
+        await stage.compiles.artifact(Key("default", digest_of(module), fuel=False), open_wasm)
+    except faults.Fault as fault:
+        return fault
+    return None
+
+
+@pytest.mark.parametrize(
+    ("told", "is_used"),
+    [
+        ("name='landlock', active=True", True),
+        ("name='landlock', detail='no such luck'", False),
+        ("name='session', active=True", False),
+    ],
+    ids=["has it", "says that it has not", "says nothing of it"],
+)
+async def test_a_compiler_that_lacks_a_required_layer_is_not_used(
+    stage: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    told: str,
+    is_used: bool,
+) -> None:
+    monkeypatch.setattr(stage.zygote, "layers", Layers((), ("landlock",)))
+    script = (
+        "#raw\nsay(ready=runner_pb2.Ready(layers=[control_pb2.IsolationLayer("
+        f"{told})]))\nread_frame(); compiled()"
+    )
+    fault = await compile_one(stage, script.encode())
+    assert (fault is None) == is_used
+    assert ("a compiler is not used: isolation layer landlock: " in caplog.text) != is_used
+    if fault is not None:
+        assert (fault.reason, fault.retry_after_s) == ("COMPILER_LOST", 0.5)

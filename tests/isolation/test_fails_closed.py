@@ -6,6 +6,7 @@ host lacks. Before the daemon serves nobody can push or call anything, so no gue
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -13,6 +14,7 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,6 +150,20 @@ def test_namespaces_that_are_required_by_their_own_option_stop_the_start(tmp_pat
     _assert_refused(start(tmp_path, fault.encoded(), "--namespaces=require"), "namespaces")
 
 
+def test_a_limit_of_namespaces_that_is_reached_is_named(tmp_path: Path) -> None:
+    full = dataclasses.replace(FAULTS["unshare is refused"], error=errno.ENOSPC)
+    result = start(tmp_path, full.encoded(), "--namespaces=require")
+    _assert_refused(result, "namespaces")
+    assert "raise the sysctl user.max_user_namespaces" in result.stderr
+
+
+def test_namespaces_that_a_host_refuses_are_told_with_who_may_refuse_them(tmp_path: Path) -> None:
+    result = start(tmp_path, FAULTS["unshare is refused"].encoded(), "--namespaces=require")
+    _assert_refused(result, "namespaces")
+    who = "root lacks CAP_SYS_ADMIN" if os.geteuid() == 0 else "unprivileged user namespaces"
+    assert who in result.stderr
+
+
 @pytest.mark.parametrize("layer", ["empty-root", "memfd-noexec", "no-ipc"])
 def test_what_rests_on_namespaces_stops_the_start_where_there_are_none(
     tmp_path: Path, layer: str
@@ -172,6 +188,24 @@ def test_namespaces_that_are_required_and_switched_off_stop_the_start(
     _assert_refused(start(tmp_path, "[]", "--namespaces=off", *options), layer)
 
 
+def test_all_required_layers_that_do_not_hold_are_told_at_once_each_with_its_remedy(
+    tmp_path: Path,
+) -> None:
+    # Of every process that takes any: launcher, zygote, each child, a runner that has loaded.
+    names = ("unshare is refused", "SO_PASSRIGHTS is not there", "prlimit64 lies",
+             "landlock_create_ruleset is refused", "PR_SET_MDWE is refused")  # fmt: skip
+    faults = [FAULTS[name] for name in names]
+    missing = [*(fault.layer for fault in faults), "cgroup", "empty-root", "no-ipc"]
+    everything = json.dumps([json.loads(fault.encoded())[0] for fault in faults])
+    options = [f"--require-layer={name}" for name in missing]
+    result = start(tmp_path, everything, "--cgroups=off", *options)
+    for name in missing:
+        _assert_refused(result, name)
+    assert f"sandboxd: {len(missing)} required layers do not hold:\n" in result.stderr
+    assert result.stderr.count("isolation layer ") == len(missing)
+    assert "the zygote ended with status 3; see its message above" in result.stderr
+
+
 def test_cgroups_that_the_host_does_not_delegate_stop_the_start(tmp_path: Path) -> None:
     if not cgroups.find_places()[1]:
         pytest.skip("this host delegates cgroups")
@@ -181,3 +215,16 @@ def test_cgroups_that_the_host_does_not_delegate_stop_the_start(tmp_path: Path) 
 def test_cgroups_that_are_required_and_switched_off_stop_the_start(tmp_path: Path) -> None:
     result = start(tmp_path, "[]", "--cgroups=off", "--require-layer=cgroup")
     _assert_refused(result, "cgroup")
+
+
+def test_a_rehearsal_that_fails_stops_the_start_at_once_and_says_why(tmp_path: Path) -> None:
+    # Of all processes, a runner that rehearses is the first to reserve the engine's 4 GiB.
+    reserve = Fault("", (9, 222), errno.EADDRINUSE, 1, (1 << 32,), 0xFFFFFFFF << 32)
+    began_at = time.monotonic()
+    result = start(tmp_path, reserve.encoded())
+    assert time.monotonic() - began_at < 15
+    assert result.returncode == 1, result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert "no runner can be started: it could not get ready: its rehearsal failed: " in last
+    assert os.strerror(errno.EADDRINUSE) in last
+    assert "Traceback" not in result.stderr

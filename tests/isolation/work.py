@@ -20,7 +20,7 @@ from tests.isolation import child
 from tests.isolation.child import Profile, libc, policy
 from wasmtime import _bindings as capi
 
-from sandboxd.runner.isolation import limits, lockdown, seccomp, syscalls
+from sandboxd.runner.isolation import filters, limits, lockdown, seccomp, syscalls
 from sandboxd.runner.isolation.policy import INTERRUPT_FD, LOOP_FDS
 
 
@@ -242,7 +242,7 @@ def limits_read_back() -> dict[str, tuple[int, int]]:
 def without_row(profile: Profile, row: str, name: str, arguments: dict[str, Any]) -> Any:
     """Run another scenario of this module with one row fewer; the empty name leaves none out."""
     kept = tuple(one for one in syscalls.ROWS if one.name != row)
-    program = lockdown._assembled(kept, profile, seccomp.KILL_PROCESS)
+    program = filters.assembled(kept, profile, seccomp.KILL_PROCESS)
     # A compiler's scenario asks for the compiler's table, every other for a runner's.
-    lockdown._LOCKED["compiler" if profile == "compiler" else "runner"] = program
+    filters.LOCKED["compiler" if profile == "compiler" else "runner"] = program
     return globals()[name](**arguments)

@@ -83,7 +83,7 @@ def test_compiling_twice_gives_the_same_artifact(engines: Engines) -> None:
     [
         (b"", "empty"),
         (b"\0", "does not begin"),
-        (b"\0asm", "version"),
+        (b"\0asm", "ends after 4 bytes, in its header: magic and version"),
         (b"\0asm\x02\0\0\0", "version"),
         (b"\0asm\x0d\0\x01\0" + b"\0" * 100, "components are not supported"),
         (b"(module)", "text"),

@@ -48,6 +48,16 @@ def test_the_error_names_layer_cause_and_remedy() -> None:
     assert str(caught.value) == ("isolation layer namespaces: as it\ufffdis; remedy: do something")
 
 
+def test_the_error_names_every_layer_that_is_missing() -> None:
+    with pytest.raises(LayerMissing) as caught:
+        Layers(told(namespaces=False, mdwe=True), ("namespaces", "mdwe", "empty-root", "session"))
+    assert str(caught.value) == (
+        "isolation layer empty-root: no process has told of it; "
+        "remedy: run the supervisor and the runner of one version; and "
+        "isolation layer namespaces: as it\ufffdis; remedy: do something"
+    )
+
+
 def test_a_child_has_its_own_layers_and_its_zygotes() -> None:
     layers = Layers(told(namespaces=True, empty_root=False, mdwe=True), ())
     one = layers.of_child(told(session=True, landlock=True))

@@ -117,6 +117,8 @@ def test_a_digest_has_one_form_only(digest: str) -> None:
         (b";; comme", "WAT"),
         (b"\0as", "magic"),
         (b"\xff\xfe\xfd\xfc", "magic"),
+        (b"PK\x03\x04", "zip"),
+        (b"abcd", r'it begins with "abcd" \(61 62 63 64\), expected the magic "\\0asm" \(00 61'),
     ],
 )
 def test_what_is_not_a_module_is_described(head: bytes, word: str) -> None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxd.supervisor import settings
+from sandboxd.supervisor import isolation, settings
 from sandboxd.supervisor.main import main
 from sandboxd.supervisor.settings import DURATION, SIZE, Settings
 
@@ -162,3 +162,43 @@ def test_bad_usage_ends_with_2_and_a_word(arguments: list[str]) -> None:
     result = CliRunner().invoke(main, ["--state-dir", "/dev/null/state", *arguments])
     assert result.exit_code == 2
     assert "Error" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--require-layer", "secomp"], ["'secomp'", "mean seccomp?", *isolation.LAYERS]),
+        (["--require-layer", "nonsense"], ["'nonsense'", *isolation.LAYERS]),
+        (["--listen", "rel/s.sock"], ["unix:///path", f"mean unix://{Path.cwd()}/rel/s.sock?"]),
+        (["--listen", "/run/s.sock"], ["unix:///path", "mean unix:///run/s.sock?"]),
+        (["--listen", "unix:s.sock"], ["absolute", f"mean unix://{Path.cwd()}/s.sock?"]),
+        (["--listen", "unix://run/s.sock"], ["absolute", "mean unix:///run/s.sock?"]),
+        (["--listen", "unix:///run/"], ["ends in a name"]),
+        (["--listen", "unix:///a?b"], ["'?'"]),
+        (["--listen", "unix:"], ["absolute", "unix:///path"]),
+        (["--listen", "ftp://x"], ["unix:///path", "tcp://127.0.0.1:port"]),
+        (["--listen", "tcp://[::1"], ["tcp://127.0.0.1:port"]),
+        (["--listen", "tcp://localhost"], ["host and a port"]),
+        (["--user", "no-such-user"], ["'no-such-user'"]),
+        (["--user", "root"], ["as root"]),
+        (["--user", "0"], ["as root"]),
+        (["--user", "4294967295"], ["at most 4294967294"]),
+    ],
+    ids=lambda given: "=".join(given) if given[0].startswith("--") else "",
+)
+@pytest.mark.parametrize("written", ["flag", "environment"])
+def test_a_value_that_no_start_would_take_is_bad_usage_and_the_message_helps(
+    arguments: list[str], words: list[str], written: str
+) -> None:
+    flag, value = arguments
+    base = ["--state-dir", "/dev/null/state"]
+    environment = {"SANDBOXD_" + flag[2:].upper().replace("-", "_"): value}
+    result = (
+        CliRunner().invoke(main, [*base, *arguments])
+        if written == "flag"
+        else CliRunner().invoke(main, base, env=environment)
+    )
+    assert result.exit_code == 2, result.output
+    assert f"Invalid value for {flag}: " in result.output
+    for word in words:
+        assert word in result.output

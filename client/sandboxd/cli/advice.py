@@ -62,7 +62,7 @@ def explain(fault: Fault, settings: Settings) -> tuple[str, str]:
     if isinstance(fault, DaemonUnreachable):
         return _unreachable(fault, settings)
     problem = fault.message
-    if isinstance(fault, InvalidModule) and fault.offset_bytes is not None:
+    if isinstance(fault, InvalidModule) and fault.offset_bytes:
         problem += f" (at byte {fault.offset_bytes} of the module)"
     if fault.field_violations:
         problem += f" ({'; '.join(_field(fault, v) for v in fault.field_violations)})"

@@ -47,7 +47,9 @@ class Client:
     Every method raises a `Fault` when the request or the daemon is at fault. What a guest did is
     an outcome in the `Execution`; it raises only from `Execution.check()`.
 
-    Ctrl-C (KeyboardInterrupt) in a method cancels its RPC: the daemon stops the guest.
+    Ctrl-C (KeyboardInterrupt) in a method cancels its RPC: the daemon stops the guest. There is one
+    instant, when gRPC has sent a request and not begun to wait, in which it loses the call; then it
+    is cancelled when the client is closed.
 
     Args:
         address: `unix:///path`, `unix:path`, `/path`, `host:port` or `dns:///host:port`; None
@@ -288,9 +290,10 @@ class Client:
 
     def _upload(self, upload: Upload) -> Any:
         pieces = _Pieces(upload)
-        call = self._push.future(pieces, timeout=upload.timeout_s)
-        pieces.abort_with(call.cancel)
+        call = None
         try:
+            call = self._push.future(pieces, timeout=upload.timeout_s)
+            pieces.begin(call.cancel)
             return call.result()
         except (grpc.RpcError, grpc.FutureCancelledError) as error:
             if pieces.error is not None:
@@ -299,7 +302,9 @@ class Client:
                 raise
             raise fault_of(error) from None
         except BaseException:
-            call.cancel()
+            pieces.give_up()
+            if call is not None:
+                call.cancel()
             raise
 
 
@@ -314,20 +319,28 @@ class _Pieces(Iterator[PushRequest]):
         self.error: Exception | None = None
         self._messages = messages(upload)
         self._abort: Any = None
-        self._started = threading.Event()
+        self._held = threading.Event()
+        self._given_up = False
 
-    def abort_with(self, cancel: Any) -> None:
-        """Tell how to cancel the call, which exists only after gRPC was given this iterator."""
+    def begin(self, cancel: Any) -> None:
+        """Let the pieces go; the call, which exists only now, is cancelled like this."""
         self._abort = cancel
-        self._started.set()
+        self._held.set()
+
+    def give_up(self) -> None:
+        """Send nothing more."""
+        self._given_up = True
+        self._held.set()
 
     def __next__(self) -> PushRequest:
+        self._held.wait()
+        if self._given_up:
+            raise StopIteration
         try:
             return next(self._messages)
         except StopIteration:
             raise
         except Exception as error:  # noqa: BLE001 - handed to the caller of push
             self.error = error
-            self._started.wait()
             self._abort()
             raise StopIteration from None

@@ -15,8 +15,9 @@ DEFAULT_ADDRESS = "unix:///run/sandboxd/sandboxd.sock"
 
 # sizeof(sockaddr_un.sun_path) on Linux, less the terminating NUL.
 _SOCKET_PATH_BYTES_MAX = 107
-# Answers hold a guest's output and, in a list, many modules.
-_RECEIVE_BYTES_MAX = 64 << 20
+# Answers hold a guest's output and, in a list, many modules. The most that a daemon can be told to
+# send: --max-output has an end, and what is beside the output, too.
+_RECEIVE_BYTES_MAX = (1 << 30) + (16 << 20)
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", _RECEIVE_BYTES_MAX),

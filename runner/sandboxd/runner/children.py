@@ -26,6 +26,7 @@ from sandboxd.runner.isolation.layers import MDWE, SECCOMP_SEALED, IsolationErro
 from sandboxd.runner.isolation.lockdown import ChildPolicy, Plan, lock_down, seal_after_load
 from sandboxd.runner.isolation.policy import INTERRUPT_FD, SOCKET_FD
 from sandboxd.runner.outbox import Outbox
+from sandboxd.runner.outcomes import for_people
 from sandboxd.runner.rehearsal import rehearse
 from sandboxd.wire.v1 import control_pb2, runner_pb2
 
@@ -47,6 +48,9 @@ SEALING = frozenset({MDWE, SECCOMP_SEALED})
 EXIT_DONE = 0
 EXIT_NOT_LOCKED = 3
 EXIT_BUG = 4
+EXIT_NOT_READY = 5
+
+_REASON_BYTES = 1024
 
 
 def layer_messages(states: tuple[LayerState, ...]) -> list[control_pb2.IsolationLayer]:
@@ -120,12 +124,15 @@ def _run_runner(
     try:
         states = lock_down(policy, plan)
     except IsolationError as error:
-        failed = runner_pb2.Failed(message=str(error))
-        channel = Channel(_number_of(socket_identity, socket_fd))
-        channel.send(runner_pb2.RunnerReply(failed=failed).SerializeToString())
+        _tell_failed(Channel(_number_of(socket_identity, socket_fd)), str(error))
         return EXIT_NOT_LOCKED
     channel = Channel(SOCKET_FD)
-    rehearse(engines, script, outbox)
+    try:
+        rehearse(engines, script, outbox)
+    except Exception as error:  # noqa: BLE001 - whatever it is, a call would meet it next
+        # Only told can it be acted on: one that just ends is waited for.
+        _tell_failed(channel, f"its rehearsal failed: {str(error) or type(error).__name__}")
+        return EXIT_NOT_READY
     ready = runner_pb2.Ready(layers=layer_messages(states))
     channel.send(runner_pb2.RunnerReply(ready=ready).SerializeToString())
     shortage: RuntimeError | None = None
@@ -140,6 +147,11 @@ def _run_runner(
         return EXIT_NOT_LOCKED
     _serve(channel, guest)
     return EXIT_DONE
+
+
+def _tell_failed(channel: Channel, reason: str) -> None:
+    failed = runner_pb2.Failed(message=for_people(reason, _REASON_BYTES))
+    channel.send(runner_pb2.RunnerReply(failed=failed).SerializeToString())
 
 
 def _bind(

@@ -129,6 +129,8 @@ def _not_a_module(wasm: bytes) -> str | None:
         return None
     if head[:4] != _MAGIC:
         return f"not a WebAssembly module: {_looks_like(wasm)}"
+    if len(head) < 8:
+        return f"it ends after {len(head)} bytes, in its header: magic and version take 8"
     if head[6:8] == _COMPONENT_LAYER:
         return "components are not supported; push a core module"
     return f"unknown version of the binary format: {head[4:8].hex(' ')}"

@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from sandboxd.runner.isolation import cgroups, kernel, namespaces
@@ -84,18 +85,18 @@ class _Garden:
         except cgroups.NoCgroupsError as error:
             self.absence = str(error)
 
-    def require_cpu(self) -> None:
-        """Raise IsolationError if no cgroup can hold a child to its share of a processor."""
-        trees = self.grove.trees if self.grove is not None else ()
-        if not any("cpu" in tree.controllers for tree in trees):
-            cause = self.absence or "no cgroup with the cpu controller was delegated"
-            raise IsolationError(CGROUP, f"--runner-cpu-percent needs it: {cause}", _CPU_REMEDY)
-
-    def require(self) -> None:
-        """Raise IsolationError if a child would not be bounded."""
+    def missing(self, required: bool, cpu_percent: int) -> list[IsolationError]:
+        """Why a child would not be bounded as it must be: one error for each reason."""
+        found = []
         cause = self.absence if self.grove is None else self.grove.missing
-        if cause:
-            raise IsolationError(CGROUP, cause)
+        if required and cause:
+            found.append(IsolationError(CGROUP, cause))
+        trees = self.grove.trees if self.grove is not None else ()
+        if cpu_percent and not any("cpu" in tree.controllers for tree in trees):
+            cause = self.absence or "no cgroup with the cpu controller was delegated"
+            cause = f"--runner-cpu-percent needs it: {cause}"
+            found.append(IsolationError(CGROUP, cause, _CPU_REMEDY))
+        return found
 
 
 def _serve(switchboard: Switchboard, zygotes: dict[int, _Launched], garden: _Garden) -> None:
@@ -161,21 +162,19 @@ def _be_outer(
 ) -> NoReturn:
     _die_with_parent(alive_fd)
     required = frozenset(request.required_layers)
-    if CGROUP in required:
-        garden.require()
-    if request.cgroups.cpu_percent:
-        garden.require_cpu()
+    # What does not hold is told at the end, by the inner process, together with what it finds.
+    missing = garden.missing(CGROUP in required, request.cgroups.cpu_percent)
     if request.namespaces == "off":
         cause = NotInForceError("switched off by --namespaces=off")
-        layer = refused(NAMESPACES, cause, required=NAMESPACES in required)
+        layer = refused(NAMESPACES, cause, required=False)
     else:
-        layer = namespaces.unshare(required=NAMESPACES in required)
+        layer = namespaces.unshare(required=False)
     inner_read, inner_write = os.pipe2(os.O_CLOEXEC)
     inner = os.fork()
     if inner == 0:
         os.close(inner_write)
         _die_with_parent(inner_read)
-        _be_inner(control_fd, layer, required, garden, request.cgroups.threads)
+        _be_inner(control_fd, layer, required, garden, request.cgroups.threads, missing)
     os.close(inner_read)
     os.close(control_fd)
     _, status = os.waitpid(inner, 0)
@@ -189,6 +188,7 @@ def _be_inner(
     required: frozenset[str],
     garden: _Garden,
     threads: int,
+    missing: Sequence[IsolationError],
 ) -> NoReturn:
     # Imported here: the launcher and the outer process need none of it.
     from sandboxd.runner.isolation.slots import Slots
@@ -196,7 +196,7 @@ def _be_inner(
 
     slots = garden.absence if garden.grove is None else Slots(garden.grove, threads)
     try:
-        Zygote(control_fd, layer, required, slots).run()
+        Zygote(control_fd, layer, required, slots, missing).run()
     except IsolationError as error:
         _refuse(error)
 

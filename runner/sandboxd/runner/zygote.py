@@ -17,19 +17,20 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from sandboxd.runner import children, engine, engine_identity, preload, rehearsal
 from sandboxd.runner.isolation import catalogue, credentials, ipc, libffi, memfd, namespaces
 from sandboxd.runner.isolation.layers import (
-    DAEMON_NON_DUMPABLE,
     EMPTY_ROOT,
     MEMFD_NOEXEC,
     NO_IPC,
-    ZYGOTE_CAPABILITIES,
     IsolationError,
     LayerState,
     NotInForceError,
+    errors_of,
+    refuse,
     refused,
 )
 from sandboxd.runner.isolation.lockdown import LAYERS, ChildPolicy, Plan, Planner
@@ -43,14 +44,19 @@ EXIT_BROKEN = 5
 
 
 class Zygote:
-    """The inner process. Raises IsolationError if a required layer of its own does not hold.
+    """The inner process. Raises IsolationError, which names all required layers that do not hold.
 
     `layer` is the state of the namespaces; `slots` are the children's cgroups, or why there are
-    none.
+    none; `missing` is what is known not to hold already.
     """
 
     def __init__(
-        self, control_fd: int, layer: LayerState, required: frozenset[str], slots: Slots | str
+        self,
+        control_fd: int,
+        layer: LayerState,
+        required: frozenset[str],
+        slots: Slots | str,
+        missing: Sequence[IsolationError] = (),
     ) -> None:
         children.name_process("sbx-zygote")
         self._required = required
@@ -66,11 +72,7 @@ class Zygote:
         self._tasks_fd = os.open("/proc/self/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._script = rehearsal.compile_script(self._engines)
         rehearsal.warm_up(self._engines, self._script)
-        layers = [layer, *_enter(layer, required)]
-        layers.append(credentials.limit_zygote(required=ZYGOTE_CAPABILITIES in required))
-        # Last: what changes credentials may change this, too.
-        layers.insert(0, credentials.verify_no_dumps(required=DAEMON_NON_DUMPABLE in required))
-        layers += _rehearse(required)
+        layers = _hold(layer, required, missing)
         self._planner = Planner()
         self._switchboard = Switchboard(control_fd)
         preload.settle()
@@ -213,31 +215,43 @@ class Zygote:
         self._switchboard.send(event.SerializeToString(), fd)
 
 
-def _enter(layer: LayerState, required: frozenset[str]) -> list[LayerState]:
+def _hold(
+    layer: LayerState, required: frozenset[str], missing: Sequence[IsolationError]
+) -> list[LayerState]:
+    """Take every layer of the zygote's own, and have a child rehearse those of a runner.
+
+    One that does not hold keeps no other from being tried, so that all are told of at once. Raises
+    IsolationError if any required layer does not hold: nothing may be forked then.
+    """
+    layers = [layer]
+    try:
+        layers += _enter(layer)
+    except IsolationError as error:
+        # Half in another root: nothing more is tried.
+        refuse([*missing, *errors_of(layers, required), error])
+    layers.append(credentials.limit_zygote(required=False))
+    # Last: what changes credentials may change this, too.
+    layers.insert(0, credentials.verify_no_dumps(required=False))
+    # What the supervisor does to its end of a child's socket is tried out as well.
+    layers.append(catalogue.PASSING.probe())
+    rehearsed = catalogue.rehearse()
+    refuse([*missing, *errors_of([*layers, *rehearsed], required)])
+    # What a child takes before it loads, each child tells of itself.
+    return [*layers, *(state for state in rehearsed if state.name in children.SEALING)]
+
+
+def _enter(layer: LayerState) -> list[LayerState]:
     """Take what rests on namespaces of our own; without them it is not active, which is told.
 
-    Raises IsolationError if a required layer does not hold.
+    Raises IsolationError if this process is left between two roots.
     """
     if not layer.active:
         cause = NotInForceError(f"there are no namespaces of our own: {layer.detail}")
         names = (NO_IPC, MEMFD_NOEXEC, EMPTY_ROOT)
-        return [refused(name, cause, name in required) for name in names]
+        return [refused(name, cause, required=False) for name in names]
     return [
-        ipc.forbidden(required=NO_IPC in required),
+        ipc.forbidden(required=False),
         # A setting of the PID namespace; without one of our own it would be the host's.
-        memfd.refuse_executable(required=MEMFD_NOEXEC in required),
-        namespaces.enter_empty_root(required=EMPTY_ROOT in required),
+        memfd.refuse_executable(required=False),
+        namespaces.enter_empty_root(required=False),
     ]
-
-
-def _rehearse(required: frozenset[str]) -> list[LayerState]:
-    """Have a child seal itself as a runner does after loading; no guest need be loaded to know.
-
-    And try out what the supervisor does to its end of a child's socket. Raises IsolationError if a
-    required layer does not hold.
-    """
-    states = [layer.probe(required) for layer in (catalogue.PASSING, *catalogue.SEALING)]
-    for state in states:
-        if state.name in required and not state.active:
-            raise IsolationError(state.name, state.detail)
-    return states

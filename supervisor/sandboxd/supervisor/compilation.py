@@ -20,11 +20,21 @@ from google.protobuf.message import DecodeError
 
 from sandboxd.supervisor import faults, frames
 from sandboxd.supervisor.artifact_store import ArtifactStore
-from sandboxd.supervisor.artifacts import Artifact, ArtifactCache, ModuleInfo
+from sandboxd.supervisor.artifacts import Artifact, ArtifactCache
 from sandboxd.supervisor.child import Child, ExitStatus
-from sandboxd.supervisor.compile_verdicts import clipped, death, told, too_complex
+from sandboxd.supervisor.compile_verdicts import (
+    MAX_EXTERNS,
+    clipped,
+    death,
+    seal_artifact,
+    told,
+    too_complex,
+    understand,
+)
 from sandboxd.supervisor.keys import EngineIdentity, Key, digest_of_file
-from sandboxd.supervisor.memory_file import new_memory_file, seal
+from sandboxd.supervisor.layers import LayerMissing, Layers
+from sandboxd.supervisor.losses import Losses
+from sandboxd.supervisor.memory_file import new_memory_file
 from sandboxd.supervisor.text import for_people
 from sandboxd.supervisor.threads import in_thread
 from sandboxd.supervisor.turns import Turns
@@ -33,13 +43,12 @@ from sandboxd.wire.v1 import control_pb2, runner_pb2
 
 log = logging.getLogger(__name__)
 
-# What a compiler says about a module: it keeps to 1 MiB, 10,000 imports and as many exports.
+# What a compiler says about a module: it keeps to 1 MiB.
 MAX_REPLY_BYTES = 1536 * 1024
-MAX_EXTERNS = 10_000
 MAX_REPLY_FIELDS = 2 * MAX_EXTERNS + 16
 _REPLY_KIND = runner_pb2.CompilerReply.DESCRIPTOR
-# The engine's own limit for the parameters, and for the results, of a function.
-MAX_TYPES = 1000
+# In the log, of what keeps a compiler from being used.
+MAX_REASON_CHARACTERS = 1024
 # A compiler that answered has this long to end by itself; giving back gigabytes takes a while.
 _EXIT_PATIENCE_S = 1.0
 _ALLOWED_FIRST = frozenset({"ready", "failed"})
@@ -83,6 +92,7 @@ class CompileService:
         self._jobs: dict[Key, _Job] = {}
         self._saving: dict[Key, asyncio.Task[None]] = {}
         self._turns = Turns(config.concurrency)
+        self._losses = Losses()
         self._engine: EngineIdentity | None = None
         self.on_damaged: Callable[[Key], None] = lambda _: None
         """Called when a module's bytes turn out to be others than those of its digest."""
@@ -144,6 +154,7 @@ class CompileService:
         try:
             artifact = await self._load(key)
             if artifact is None:
+                self._losses.check(key)
                 async with self._turns.slot(key.tenant):
                     self.working += 1
                     try:
@@ -186,19 +197,23 @@ class CompileService:
         await self._check_digest(key, wasm_fd)
         if self._zygote is None:
             raise faults.ZygoteLost("no process can be started now; retry", retry_after_s=0.5)
-        engine = self._zygote.engine
+        zygote = self._zygote
         artifact_fd = new_memory_file()
         try:
-            child = self._zygote.spawn(
+            child = zygote.spawn(
                 control_pb2.CHILD_KIND_COMPILER, [wasm_fd, artifact_fd], self._limits
             )
-            compiled = await _Compilation(child, self.config).run(
-                os.fstat(wasm_fd).st_size, key.fuel
-            )
-            info = await in_thread(_understand, compiled)
+            compilation = _Compilation(child, self.config, zygote.layers)
+            try:
+                compiled = await compilation.run(os.fstat(wasm_fd).st_size, key.fuel)
+            except faults.CompilerLost:
+                if compilation.was_killed:
+                    self._losses.add(key)
+                raise
+            info = await in_thread(understand, compiled)
             size = compiled.artifact_size_bytes
-            _seal(artifact_fd, size, self.config.max_artifact_bytes)
-            artifact = Artifact(artifact_fd, size, info, engine)
+            seal_artifact(artifact_fd, size, self.config.max_artifact_bytes)
+            artifact = Artifact(artifact_fd, size, info, zygote.engine)
             artifact_fd = -1
             return artifact
         finally:
@@ -220,31 +235,6 @@ class CompileService:
         )
 
 
-def _understand(compiled: runner_pb2.Compiled) -> ModuleInfo:
-    """Check and index what a compiler tells of a module. Takes a while for ten thousand exports."""
-    if max(len(compiled.imports), len(compiled.exports)) > MAX_EXTERNS:
-        raise too_complex("protocol", "the compiler tells of too many imports or exports")
-    impossible = too_complex("protocol", "the compiler tells of impossible signatures")
-    for externs in (compiled.imports, compiled.exports):
-        if any(max(len(one.params), len(one.results)) > MAX_TYPES for one in externs):
-            raise impossible
-    try:
-        return ModuleInfo.of(compiled.imports, compiled.exports, compiled.no_start_function)
-    except ValueError:
-        raise impossible from None
-
-
-def _seal(fd: int, announced_bytes: int, max_bytes: int) -> None:
-    """Seal what a compiler wrote, after it is dead, and hold its words against the file."""
-    size = os.fstat(fd).st_size
-    if size != announced_bytes or not 0 < size <= max_bytes:
-        raise too_complex("protocol", "the compiler's output is not what it announced")
-    try:
-        seal(fd)
-    except OSError:
-        raise too_complex("protocol", "the compiler's output is still mapped") from None
-
-
 # Processes that are on their way out, while nobody may be waiting for them any more.
 _ENDING: set[asyncio.Future[ExitStatus]] = set()
 
@@ -252,15 +242,19 @@ _ENDING: set[asyncio.Future[ExitStatus]] = set()
 class _Compilation:
     """One compiler process, from fork to its certain end."""
 
-    def __init__(self, child: Child, config: CompileConfig) -> None:
+    def __init__(self, child: Child, config: CompileConfig, zygote_layers: Layers) -> None:
         self._child = child
         self._config = config
+        self._zygote_layers = zygote_layers
         self._reader = frames.FrameReader(MAX_REPLY_BYTES)
         self._allowed = _ALLOWED_FIRST
         self._command = b""
         self._reply: asyncio.Future[runner_pb2.CompilerReply | None]
         self._reply = asyncio.get_running_loop().create_future()
         self._breach = ""
+        self._rejected = False
+        self.was_killed = False
+        """At its end: whether it was at work and was killed, by whom is not known."""
         child.on_data = self._on_data
         child.on_hangup = self._hang_up
         child.gone.add_done_callback(lambda _: self._hang_up())
@@ -289,6 +283,13 @@ class _Compilation:
             limit_s = self._config.wall_time_s
             words = f"compiling took longer than {limit_s:g} s"
             raise too_complex("wall_time", words, int(limit_s * 1000))
+        self.was_killed = (
+            reply is None
+            and not self._breach
+            and self._allowed is not _ALLOWED_FIRST
+            and exit_status.known
+            and exit_status.may_be_our_kill
+        )
         return self._verdict(reply, exit_status)
 
     async def _finish(self) -> ExitStatus:
@@ -323,15 +324,28 @@ class _Compilation:
         if kind not in self._allowed:
             self._breached(f"message {kind} out of turn")
         elif kind == "ready":
-            self._allowed = _ALLOWED_THEN
-            self._child.send(self._command)
+            self._hold_to(reply.ready)
         elif kind == "failed":
-            self._breached(f"it could not lock itself down: {reply.failed.message}")
-            log.error("a compiler: %s", self._breach)
+            self._reject(f"it could not get ready: {reply.failed.message}")
         else:
             self._allowed = frozenset()
             if not self._reply.done():
                 self._reply.set_result(reply)
+
+    def _hold_to(self, ready: runner_pb2.Ready) -> None:
+        try:
+            self._zygote_layers.of_child(ready.layers)
+        except LayerMissing as missing:
+            self._reject(str(missing))
+            return
+        self._allowed = _ALLOWED_THEN
+        self._child.send(self._command)
+
+    def _reject(self, reason: str) -> None:
+        """Do not use it. It has not read the module yet, which is not to blame."""
+        self._rejected = True
+        self._breached(reason)
+        log.error("a compiler is not used: %s", for_people(reason, MAX_REASON_CHARACTERS))
 
     def _breached(self, breach: str) -> None:
         self._breach = for_people(breach)
@@ -347,6 +361,12 @@ class _Compilation:
     def _verdict(
         self, reply: runner_pb2.CompilerReply | None, exit_status: ExitStatus
     ) -> runner_pb2.Compiled:
+        if self._rejected:
+            raise faults.CompilerLost(
+                "no compiler could be made that is isolated as required; the daemon's log says "
+                "why; retry",
+                retry_after_s=0.5,
+            )
         if reply is None or self._breach:
             config = self._config
             raise death(exit_status, self._breach, config.limits, config.max_artifact_bytes)

@@ -1,13 +1,16 @@
-"""Verdicts on modules that were not compiled: which limit fired, or what the compiler did."""
+"""Verdicts on what a compiler did: which limit fired, how it ended, whether it can be believed."""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 
 from sandboxd.supervisor import faults
+from sandboxd.supervisor.artifacts import ModuleInfo
 from sandboxd.supervisor.child import ExitStatus
+from sandboxd.supervisor.memory_file import seal
 from sandboxd.supervisor.text import for_people
 from sandboxd.supervisor.zygote import ChildLimits
 from sandboxd.wire.v1 import runner_pb2
@@ -16,6 +19,10 @@ log = logging.getLogger(__name__)
 
 # As the compiler cuts it; with its copies in a status this stays under gRPC's limit for metadata.
 MAX_REASON_BYTES = 2048
+# Imports, and exports, of a module; a compiler tells of no more.
+MAX_EXTERNS = 10_000
+# The engine's own limit for the parameters, and for the results, of a function.
+MAX_TYPES = 1000
 _LIMIT_NAME = re.compile(r"[a-z_]{1,40}")
 
 
@@ -81,3 +88,28 @@ def death(
             "crash", f"the compiler ended without an answer (status {exit_status.status})"
         )
     return faults.CompilerLost("the compiler was killed from outside; retry", retry_after_s=0.5)
+
+
+def understand(compiled: runner_pb2.Compiled) -> ModuleInfo:
+    """Check and index what a compiler tells of a module. Takes a while for ten thousand exports."""
+    if max(len(compiled.imports), len(compiled.exports)) > MAX_EXTERNS:
+        raise too_complex("protocol", "the compiler tells of too many imports or exports")
+    impossible = too_complex("protocol", "the compiler tells of impossible signatures")
+    for externs in (compiled.imports, compiled.exports):
+        if any(max(len(one.params), len(one.results)) > MAX_TYPES for one in externs):
+            raise impossible
+    try:
+        return ModuleInfo.of(compiled.imports, compiled.exports, compiled.no_start_function)
+    except ValueError:
+        raise impossible from None
+
+
+def seal_artifact(fd: int, announced_bytes: int, max_bytes: int) -> None:
+    """Seal what a compiler wrote, after it is dead, and hold its words against the file."""
+    size = os.fstat(fd).st_size
+    if size != announced_bytes or not 0 < size <= max_bytes:
+        raise too_complex("protocol", "the compiler's output is not what it announced")
+    try:
+        seal(fd)
+    except OSError:
+        raise too_complex("protocol", "the compiler's output is still mapped") from None

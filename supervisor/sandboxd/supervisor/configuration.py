@@ -28,6 +28,11 @@ RUNNER_THREADS = 16
 # always open.
 DESCRIPTORS_PER_CHILD = 5
 DESCRIPTORS_BESIDE = 3 * MAX_PUSHES + 64
+# What a gRPC client takes if nothing is set. What an answer has beside its output is a backtrace, a
+# receipt, and the wrapping of as many logs as it likes: so much at the most, seldom more than this.
+STOCK_CLIENT_BYTES = 4 * MIB
+BESIDE_OUTPUT_MOST = 16 * MIB
+BESIDE_OUTPUT_BYTES = 64 * 1024
 # Fewer than this are too few for an ordinary use.
 MIN_CONNECTIONS = 64
 
@@ -82,7 +87,7 @@ def server_options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_allowed_incoming_connections", max(1, connections // len(settings.listen))),
         ("grpc.max_receive_message_length", settings.max_message),
         # Answers are bounded by the output limit; this leaves room for what is beside it.
-        ("grpc.max_send_message_length", settings.max_output + 16 * MIB),
+        ("grpc.max_send_message_length", settings.max_output + BESIDE_OUTPUT_MOST),
         ("grpc.max_metadata_size", 16 * 1024),
         ("grpc.absolute_max_metadata_size", 16 * 1024),
         # Per connection. Without it, a stream-reset flood costs a core (measured; it costs no more
@@ -97,6 +102,31 @@ def server_options(settings: Settings) -> list[tuple[str, int]]:
         # A second daemon on the same port must fail, not share it.
         ("grpc.so_reuseport", 0),
     ]
+
+
+def remarks(settings: Settings) -> list[str]:
+    """What is allowed, but should be known: by whoever starts the daemon, or uses it."""
+    found = []
+    if settings.insecure_tcp:
+        found.append("TCP without TLS: every user of this machine can run guests")
+    if settings.max_output > STOCK_CLIENT_BYTES - BESIDE_OUTPUT_BYTES:
+        found.append(
+            f"--max-output is {_in_words(settings.max_output)}: a stock gRPC client refuses "
+            "answers above 4 MiB (RESOURCE_EXHAUSTED, from the client); for larger ones it must "
+            "set grpc.max_receive_message_length, or what its language calls it, to "
+            f"{settings.max_output + BESIDE_OUTPUT_MOST} or -1; sandboxctl and sandboxd.client do"
+        )
+    if settings.max_message > STOCK_CLIENT_BYTES:
+        found.append(
+            f"--max-message is {_in_words(settings.max_message)}: a request above 4 MiB passes "
+            "clients and proxies only if their limit for what they send "
+            "(grpc.max_send_message_length; none, in most languages) allows it"
+        )
+    return found
+
+
+def _in_words(size: int) -> str:
+    return f"{size / MIB:g} MiB"
 
 
 def tls(settings: Settings) -> endpoints.Tls | None:

@@ -1,4 +1,7 @@
-"""The daemon: builds the parts, keeps a zygote alive, serves, drains."""
+"""The daemon: starts, serves, drains.
+
+What it is made of is parts.py, where its processes come from is zygote_keeper.py.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +22,13 @@ from sandboxd.supervisor import (
     configuration,
     endpoints,
     host,
-    isolation,
     privileges,
     state_directory,
     status,
-    uid_range,
 )
-from sandboxd.supervisor.artifact_store import ArtifactStore
-from sandboxd.supervisor.artifacts import ArtifactCache
-from sandboxd.supervisor.compilation import CompileService
 from sandboxd.supervisor.errors import StartError
-from sandboxd.supervisor.execution import Executor
 from sandboxd.supervisor.gate import Gate, shutting_down
-from sandboxd.supervisor.launcher import Launcher, LauncherLost
-from sandboxd.supervisor.layers import no_rows
-from sandboxd.supervisor.pool import Pool
+from sandboxd.supervisor.parts import Parts
 from sandboxd.supervisor.sdnotify import Notifier
 from sandboxd.supervisor.services.admin import AdminService
 from sandboxd.supervisor.services.hardening import HardenedServer
@@ -41,9 +36,7 @@ from sandboxd.supervisor.services.health import HealthService
 from sandboxd.supervisor.services.modules import ModuleService
 from sandboxd.supervisor.services.sandbox import SandboxService
 from sandboxd.supervisor.settings import Settings
-from sandboxd.supervisor.stats import Stats
-from sandboxd.supervisor.uid_range import UidRange
-from sandboxd.supervisor.zygote import Zygote, ZygoteFailed
+from sandboxd.supervisor.zygote_keeper import ZygoteKeeper
 from sandboxd.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -65,8 +58,6 @@ SERVICES = tuple(
 )
 # Their calls are waited for when the daemon stops; status and health answer to the end.
 _GATED = frozenset({"sandboxd.v1.SandboxService", "sandboxd.v1.ModuleService"})
-FIRST_RUNNER_TIMEOUT_S = 20.0
-ZYGOTE_PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 class Daemon:
@@ -78,50 +69,16 @@ class Daemon:
         self._stop = asyncio.Event()
         self._fatal = ""
         self._as_root = os.geteuid() == 0
-        self._slots = configuration.children_at_once(settings)
-        self._uids: UidRange | None = None
         self._started_at = self._loop.time()
         self._started_wall = Timestamp()
         self._started_wall.FromNanoseconds(time.time_ns())
-        self._stats = Stats()
-        self._launcher: Launcher
-        self._required = isolation.required_layers(
-            settings.isolation,
-            settings.require_layer,
-            settings.namespaces,
-            settings.cgroups,
-            self._as_root,
-        )
         self._host = host.describe(self._as_root)
         self._gate = Gate()
-        self._zygote: Zygote | None = None
-        self._zygote_starts = 0
-        self._replacing: asyncio.Task[None] | None = None
         self._draining = False
-        self._engine_version = ""
         self._notifier = Notifier()
         self._health = HealthService()
-        descriptors = configuration.raise_descriptor_limit()
-        self._store = configuration.store(settings)
-        self._cache = ArtifactCache(settings.artifact_cache, descriptors // 4)
-        self._artifacts = ArtifactStore(
-            settings.artifact_disk,
-            settings.max_artifact,
-            is_stored=lambda tenant, digest: self._store.get(tenant, digest) is not None,
-        )
-        self._compiles = CompileService(
-            configuration.compile_config(settings), self._cache, self._artifacts
-        )
-        self._pool = Pool(configuration.pool_config(settings))
-        self._executor = Executor(
-            self._pool,
-            self._compiles,
-            self._store,
-            configuration.limit_policy(settings),
-            self._stats,
-            settings.grace / 1000,
-            settings.queue_bytes,
-        )
+        self._parts = Parts.of(settings)
+        self._keeper = ZygoteKeeper(settings, self._as_root, self._parts, self._end)
 
     def request_stop(self) -> None:
         """Begin to stop; a second request ends the drain at once."""
@@ -129,43 +86,36 @@ class Daemon:
             self._draining = False
         self._stop.set()
 
+    def _end(self, reason: str) -> None:
+        """Stop for a reason of our own, which is the error of `run`."""
+        self._fatal = reason
+        self.request_stop()
+
     # --- start and stop ---------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Serve until asked to stop. Raises `StartError`, of whatever kind."""
         privileges.hide_memory()
-        self._launcher = Launcher()
         try:
-            self._use_state(self._store.claim)
-            # Exec'd first of all: while this process is small, has one thread, and may be root.
-            self._launcher.start()
-            if self._as_root:
-                # The first one may be the daemon's own.
-                self._uids = uid_range.take(
-                    self._settings.uid_base,
-                    1 + self._slots,
-                    before=os.fstat(self._store.directory_fd).st_uid,
-                )
-            await self._start_zygote()
-            await self._first_runner()
+            self._use_state(self._parts.store.claim)
+            self._keeper.exec_launcher(os.fstat(self._parts.store.directory_fd).st_uid)
+            await self._keeper.start()
+            self._warn()
             await self._serve()
             if self._fatal:
                 raise StartError(self._fatal)
         finally:
-            if self._replacing is not None:
-                self._replacing.cancel()
-            await self._pool.close()
-            await self._executor.close()
-            if self._zygote is not None:
-                await self._zygote.stop()
-            await self._launcher.stop()
-            await self._compiles.close()
-            self._cache.clear()
-            self._artifacts.close()
-            self._store.close()
+            await self._keeper.close()
             self._notifier.close()
-            if self._uids is not None:
-                self._uids.close()
+
+    def _warn(self) -> None:
+        """Log what an operator should know before the first call."""
+        if missing := [row.name for row in self._keeper.rows() if not row.active]:
+            log.warning(
+                "layers that are not active: %s; see `sandboxctl doctor`", ", ".join(missing)
+            )
+        for remark in configuration.remarks(self._settings):
+            log.warning("%s", remark)
 
     async def _serve(self) -> None:
         settings = self._settings
@@ -184,8 +134,6 @@ class Daemon:
         )
         watchdog: asyncio.Task[None] | None = None
         try:
-            if settings.insecure_tcp:
-                log.warning("TCP without TLS: every user of this machine can run guests")
             # The interpreter may be installed where only root can read: import now what would be
             # imported at first use.
             await asyncio.to_thread(importlib.import_module, "concurrent.futures.thread")
@@ -215,17 +163,18 @@ class Daemon:
 
     def _load_state(self) -> None:
         """Read what is on disk: never as root, for a former daemon's user may have left it."""
-        self._store.load()
-        self._artifacts.open(self._store.directory_fd, {os.geteuid()})
+        self._parts.store.load()
+        self._parts.artifacts.open(self._parts.store.directory_fd, {os.geteuid()})
 
     def _give_up_root(self) -> None:
         """From here on nothing is root but the launcher and what it forks."""
         if not self._as_root:
             return
-        assert self._uids is not None
+        assert self._keeper.uids is not None
+        directory_fd = self._parts.store.directory_fd
         try:
-            become = privileges.account(self._settings.user, self._uids.ids.start)
-            state_directory.hand_over(self._store.directory_fd, self._settings.state_dir, become)
+            become = privileges.account(self._settings.user, self._keeper.uids.ids.start)
+            state_directory.hand_over(directory_fd, self._settings.state_dir, become)
             privileges.give_up_root(become)
         except OSError as error:
             raise StartError(f"as root: {error}") from error
@@ -238,15 +187,15 @@ class Daemon:
         self._draining = True
         await self._set_serving(False)
         self._gate.close()
-        self._pool.fail_waiters(shutting_down())
+        self._parts.pool.fail_waiters(shutting_down())
         deadline_at = self._loop.time() + self._settings.drain / 1000
         idle = asyncio.ensure_future(self._gate.wait_empty())
         while not idle.done() and self._draining and self._loop.time() < deadline_at:
             await asyncio.wait({idle}, timeout=0.1)
         if not idle.done():
             # Their processes go, and each one of them gets a typed answer.
-            self._executor.responder.stopping = True
-            await self._pool.close()
+            self._parts.executor.responder.stopping = True
+            await self._parts.pool.close()
             await asyncio.wait({idle}, timeout=1.0)
         idle.cancel()
         await server.stop(0.5)
@@ -266,11 +215,12 @@ class Daemon:
             await asyncio.sleep(interval_s)
 
     def _add_services(self, server: aio.Server) -> None:
-        wrapping = HardenedServer(server, self._stats, self._gate, _GATED)
-        SandboxService(self._executor).add_to(wrapping)
+        wrapping = HardenedServer(server, self._parts.stats, self._gate, _GATED)
+        SandboxService(self._parts.executor).add_to(wrapping)
         hardened: aio.Server = wrapping  # type: ignore[assignment]
         module_pb2_grpc.add_ModuleServiceServicer_to_server(
-            ModuleService(self._store, self._compiles, self._settings.push_time / 1000), hardened
+            ModuleService(self._parts.store, self._parts.compiles, self._settings.push_time / 1000),
+            hardened,
         )
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(self.snapshot), hardened)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, hardened)
@@ -280,115 +230,29 @@ class Daemon:
             reflection.aio.ReflectionServicer(names), hardened
         )
 
-    # --- the zygote ------------------------------------------------------------------------------
-
-    async def _start_zygote(self) -> None:
-        settings = self._settings
-        uids = self._uids.ids[1:] if self._uids is not None else ()
-        zygote = Zygote(uids, self._on_zygote_lost)
-        try:
-            await zygote.start(
-                self._launcher,
-                settings.namespaces,
-                self._required,
-                configuration.cgroups(settings, self._slots),
-            )
-        except BaseException:
-            await zygote.stop()
-            raise
-        self._zygote_starts += 1
-        self._zygote = zygote
-        self._engine_version = zygote.engine_version
-        self._executor.layers = zygote.layers
-        self._executor.responder.describe_daemon(zygote.engine_version, self._settings.isolation)
-        self._compiles.use_zygote(zygote, self._processes(zygote))
-        self._pool.use_zygote(zygote, self._processes(zygote))
-
-    def _processes(self, zygote: Zygote) -> int:
-        """RLIMIT_NPROC of a child: it counts per user, so it depends on who shares the user."""
-        if self._as_root:
-            return configuration.RUNNER_THREADS  # every child has a user of its own
-        if zygote.layers.is_active("namespaces"):
-            # All share one user, but one that counts only within their namespace.
-            return configuration.RUNNER_THREADS * self._slots
-        return 0  # the user's other processes count, too: no number is right
-
-    async def _first_runner(self) -> None:
-        """Prove before READY that a process can be locked down here: fail closed, and say why."""
-        try:
-            async with asyncio.timeout(FIRST_RUNNER_TIMEOUT_S):
-                breach = await self._pool.prove()
-        except TimeoutError:
-            breach = f"no answer within {FIRST_RUNNER_TIMEOUT_S:.0f} s"
-        if breach:
-            raise StartError(f"no runner can be started: {breach}")
-        assert self._zygote is not None
-        if missing := [row.name for row in self._zygote.layers.rows() if not row.active]:
-            log.warning(
-                "layers that are not active: %s; see `sandboxctl doctor`", ", ".join(missing)
-            )
-
-    def _on_zygote_lost(self) -> None:
-        log.error("the zygote is gone and all runners with it; starting another")
-        self._pool.use_zygote(None, 0)
-        self._compiles.use_zygote(None, 0)
-        self._executor.layers = None
-        self._replacing = self._loop.create_task(self._replace_zygote())
-
-    async def _replace_zygote(self) -> None:
-        lost, self._zygote = self._zygote, None
-        if lost is not None:
-            await lost.reap()
-        attempt = 0
-        while True:
-            await asyncio.sleep(ZYGOTE_PAUSES_S[min(attempt, len(ZYGOTE_PAUSES_S) - 1)])
-            try:
-                await self._ensure_launcher()
-                await self._start_zygote()
-            except LauncherLost:
-                self._fatal = "the launcher is gone, and with root given up there is no other"
-                self.request_stop()
-                return
-            except (ZygoteFailed, OSError) as error:
-                log.error("the zygote cannot be started, trying again: %s", error)
-                attempt += 1
-            else:
-                log.info("another zygote was started")
-                return
-
-    async def _ensure_launcher(self) -> None:
-        if self._launcher.alive:
-            return
-        await self._launcher.stop()
-        if self._as_root:
-            raise LauncherLost
-        self._launcher = Launcher()
-        self._launcher.start()
-
     # --- status -----------------------------------------------------------------------------------
 
     def snapshot(self) -> admin_pb2.GetStatusResponse:
         """Describe the daemon as it is now."""
         now = self._loop.time()
         # Those not forked yet are counted, but have nothing to describe.
-        runners = [runner for runner in self._pool.runners if runner.child.pid]
-        layers = self._zygote.layers.rows() if self._zygote is not None else no_rows()
+        runners = [runner for runner in self._parts.pool.runners if runner.child.pid]
         return admin_pb2.GetStatusResponse(
             version=VERSION,
-            engine_version=self._engine_version,
+            engine_version=self._keeper.engine_version,
             pid=os.getpid(),
             start_time=self._started_wall,
             uptime_ns=int((now - self._started_at) * 1e9),
-            pool=status.describe_pool(self._pool, self._zygote_starts),
-            queue=status.describe_queue(self._pool),
-            outcomes=status.describe_answers(self._stats),
-            latency=status.describe_latency(self._stats.latency),
+            pool=status.describe_pool(self._parts.pool, self._keeper.starts),
+            queue=status.describe_queue(self._parts.pool),
+            outcomes=status.describe_answers(self._parts.stats),
+            latency=status.describe_latency(self._parts.stats.latency),
             runners=[status.describe_runner(runner, now) for runner in runners],
-            layers=status.describe_layers(layers, self._required),
-            modules=self._store.count(),
-            zygote_pid=self._zygote.pid if self._zygote is not None else 0,
-            compiling=self._compiles.working,
+            layers=status.describe_layers(self._keeper.rows(), self._keeper.required),
+            modules=self._parts.store.count(),
+            zygote_pid=self._keeper.pid,
+            compiling=self._parts.compiles.working,
             isolation_profile=self._settings.isolation,
             host=self._host,
-            artifacts=status.describe_artifacts(self._compiles),
+            artifacts=status.describe_artifacts(self._parts.compiles),
         )

@@ -14,19 +14,20 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import grpc
 from grpc import aio
 
-from sandboxd.supervisor.errors import StartError
+from sandboxd.supervisor import addresses, state_directory
+from sandboxd.supervisor.addresses import (
+    MAX_UNIX_PATH_BYTES,
+    EndpointBusy,
+    EndpointError,
+    TcpAddress,
+    UnixAddress,
+)
 
-# sizeof(sockaddr_un.sun_path) less the NUL.
-MAX_UNIX_PATH_BYTES = 107
-
-
-class EndpointError(StartError):
-    """An address cannot be listened on; the message says why and what to do."""
+__all__ = ["MAX_UNIX_PATH_BYTES", "EndpointError", "Tls", "bind", "check", "unlink"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +66,18 @@ def bind(
 
 
 def _bind(server: aio.Server, address: str, group: str, tls: Tls | None, insecure_tcp: bool) -> str:
-    parts = urlsplit(address)
-    if parts.scheme == "unix":
-        return _bind_unix(server, parts.path, group)
-    if parts.scheme == "tcp":
-        return _bind_tcp(server, address, tls, insecure_tcp)
-    raise EndpointError(f"cannot listen on {address!r}: use unix:///path or tcp://127.0.0.1:port")
+    match addresses.parse(address):
+        case UnixAddress(path=path):
+            return _bind_unix(server, path, group)
+        case TcpAddress() as found:
+            return _bind_tcp(server, found, tls, insecure_tcp)
 
 
 def _bind_unix(server: aio.Server, path: str, group: str) -> str:
-    if not path.startswith("/") or len(path.encode()) > MAX_UNIX_PATH_BYTES:
-        raise EndpointError(
-            f"a socket's path is absolute and has at most {MAX_UNIX_PATH_BYTES} bytes: {path!r}"
-        )
     gid = _gid(group) if group else -1
-    _refuse_if_served(path)
+    if _is_left_behind(path):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
     try:
         Path(path).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
     except OSError as error:
@@ -108,44 +106,42 @@ def _gid(group: str) -> int:
         ) from None
 
 
-def _refuse_if_served(path: str) -> None:
-    """Refuse to take a socket away from a daemon that still serves it, or to unlink a file."""
+def _is_left_behind(path: str) -> bool:
+    """True for a socket that a killed daemon left, False for nothing at all.
+
+    Raises `EndpointError`: a socket is not taken from a daemon that serves it, and no file is.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)
         except FileNotFoundError:
-            return
+            return False
         except OSError as error:
             if error.errno == errno.ECONNREFUSED and Path(path).is_socket():
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)  # left behind by a daemon that was killed
-                return
+                return True
             raise EndpointError(f"{path}: {error.strerror}") from error
-    raise EndpointError(f"another daemon serves {path}; stop it, or pass another --listen")
+    raise EndpointBusy(f"another daemon serves {path}; stop it, or pass another --listen")
 
 
-def _bind_tcp(server: aio.Server, address: str, tls: Tls | None, insecure: bool) -> str:
-    parts = urlsplit(address)
-    try:
-        host, port = parts.hostname or "", parts.port
-    except ValueError as error:
-        raise EndpointError(f"{address!r}: {error}") from error
-    if not host or port is None:
-        raise EndpointError(f"{address!r} needs a host and a port (0 for any)")
-    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _bind_tcp(server: aio.Server, address: TcpAddress, tls: Tls | None, insecure: bool) -> str:
+    _require_guard(address, tls, insecure)
+    target = address.target
     try:
         if tls is not None:
             chosen = server.add_secure_port(target, tls.credentials())
-        elif not insecure or not _is_loopback(host):
-            raise EndpointError(
-                f"{address}: TCP needs --tls-cert, --tls-key and --tls-client-ca; without them "
-                "only a loopback address with --insecure-tcp is possible"
-            )
         else:
             chosen = server.add_insecure_port(target)
     except RuntimeError as error:
-        raise EndpointError(f"cannot listen on {address}: {error}") from error
+        raise EndpointError(f"cannot listen on tcp://{target}: {error}") from error
     return f"tcp://{target.rsplit(':', 1)[0]}:{chosen}"
+
+
+def _require_guard(address: TcpAddress, tls: Tls | None, insecure: bool) -> None:
+    if tls is None and not (insecure and _is_loopback(address.host)):
+        raise EndpointError(
+            f"tcp://{address.target}: TCP needs --tls-cert, --tls-key and --tls-client-ca; without "
+            "them only a loopback address with --insecure-tcp is possible"
+        )
 
 
 def _is_loopback(host: str) -> bool:
@@ -155,6 +151,45 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def check(address: str, group: str, tls: Tls | None, insecure_tcp: bool) -> None:
+    """Find out whether `bind` could bind an address, and leave nothing. Raises `EndpointError`."""
+    match addresses.parse(address):
+        case UnixAddress(path=path):
+            if group:
+                _gid(group)
+            _is_left_behind(path)
+            _require_room(Path(path).parent)
+        case TcpAddress() as found:
+            _require_guard(found, tls, insecure_tcp)
+            if tls is not None:
+                tls.credentials()
+            _try_port(found)
+
+
+def _require_room(directory: Path) -> None:
+    """Raise if no socket could be made in the directory, or the directory itself could not be."""
+    nearest = next(one for one in (directory, *directory.parents) if one.exists())
+    try:
+        state_directory.try_making_in(nearest)
+    except OSError as error:
+        words = f"{nearest}: no socket can be made there: {error.strerror}; pass another --listen"
+        raise EndpointError(words) from error
+
+
+def _try_port(address: TcpAddress) -> None:
+    try:
+        family, kind, _, _, found = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(found)
+    except OSError as error:
+        words = f"cannot listen on tcp://{address.target}: {error.strerror}"
+        busy = error.errno == errno.EADDRINUSE
+        raise (EndpointBusy if busy else EndpointError)(words) from error
 
 
 def unlink(addresses: list[str]) -> None:

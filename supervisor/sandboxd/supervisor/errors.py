@@ -2,7 +2,7 @@
 
     StartError
     ├── SettingsError            settings contradict each other
-    ├── UnknownLayer             a layer that does not exist was required
+    ├── UnknownLayer             a layer that does not exist was required; told as bad usage
     ├── StateDirectoryUnusable   another daemon's, or not a daemon's at all
     ├── UidRangeUnavailable      as root: no range of user ids of its own
     ├── LauncherLost             the process that starts zygotes is gone

@@ -232,7 +232,7 @@ class ZygoteLost(Fault):
 
 
 class CompilerLost(Fault):
-    """The compiler's process was killed from outside."""
+    """The compiler's process was killed from outside, or was not fit to be used."""
 
     status = grpc.StatusCode.UNAVAILABLE
     reason = "COMPILER_LOST"

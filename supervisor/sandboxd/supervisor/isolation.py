@@ -6,7 +6,8 @@ applied, or does not verify, stops the start.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Collection, Iterable
 
 from sandboxd.supervisor.errors import StartError
 
@@ -58,15 +59,20 @@ class UnknownLayer(StartError):  # noqa: N818 - a state of the world
     """A layer that does not exist was required."""
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Raise `UnknownLayer`, which names the likeliest and all others, if one is no layer's."""
+    for name in names:
+        if name not in LAYERS:
+            near = difflib.get_close_matches(name, LAYERS, 1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise UnknownLayer(f"no layer {name!r}{hint} There are {', '.join(sorted(LAYERS))}")
+
+
 def required_layers(
-    preset: str, added: Iterable[str], namespaces: str, cgroups: str, as_root: bool = False
+    preset: str, added: Collection[str], namespaces: str, cgroups: str, as_root: bool = False
 ) -> tuple[str, ...]:
     """Return the names of the layers that must hold, sorted. Raises `UnknownLayer`."""
-    unknown = set(added) - LAYERS
-    if unknown:
-        raise UnknownLayer(
-            f"no layer {', '.join(sorted(unknown))}; there are {', '.join(sorted(LAYERS))}"
-        )
+    check_names(added)
     required = PRESETS[preset] | set(added)
     if namespaces == "require":
         required |= {"namespaces", "empty-root"}

@@ -32,18 +32,17 @@ NOTHING_HELD = Held((), b"")
 
 
 class LayerMissing(Exception):  # noqa: N818 - a state of the world
-    """A required layer does not hold, or nobody told of it: the process must not serve."""
+    """Required layers do not hold, or nobody told of them: the process must not serve."""
 
-    def __init__(self, layer: control_pb2.IsolationLayer) -> None:
-        detail = for_people(layer.detail, MAX_DETAIL_CHARACTERS)
-        remedy = for_people(layer.remedy, MAX_DETAIL_CHARACTERS)
-        super().__init__(f"isolation layer {layer.name}: {detail}; remedy: {remedy}")
+    def __init__(self, missing: Iterable[control_pb2.IsolationLayer]) -> None:
+        super().__init__("; and ".join(_in_words(layer) for layer in missing))
 
 
 class Layers:
     """The layers of one zygote.
 
-    Raises `LayerMissing` if one that is `required` and the zygote's own does not hold.
+    Raises `LayerMissing`, which names all, if any that is `required` and the zygote's own does not
+    hold.
     """
 
     def __init__(
@@ -121,7 +120,12 @@ def _by_name(
 
 
 def _check(reported: dict[str, control_pb2.IsolationLayer], required: frozenset[str]) -> None:
-    for name in sorted(required):
-        layer = reported.get(name) or absent(name)
-        if not layer.active:
-            raise LayerMissing(layer)
+    layers = [reported.get(name) or absent(name) for name in sorted(required)]
+    if missing := [layer for layer in layers if not layer.active]:
+        raise LayerMissing(missing)
+
+
+def _in_words(layer: control_pb2.IsolationLayer) -> str:
+    detail = for_people(layer.detail, MAX_DETAIL_CHARACTERS)
+    remedy = for_people(layer.remedy, MAX_DETAIL_CHARACTERS)
+    return f"isolation layer {layer.name}: {detail}; remedy: {remedy}"

@@ -29,61 +29,87 @@ ends the drain.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from sandboxd.supervisor import logs, settings
+from sandboxd.supervisor import logs, settings, usage
 from sandboxd.supervisor.errors import StartError
 
 log = logging.getLogger(__name__)
 
 EXIT_START_FAILED = 1
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="sandboxd", message="sandboxd %(version)s")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Serve nothing: say whether a daemon with these settings would start here, with all "
+    "layers of isolation that it requires, and exit.",
+)
 @settings.options
-def main(**arguments: Any) -> None:
+def main(check: bool, **arguments: Any) -> None:
     """Run untrusted WebAssembly for other programs, over gRPC.
 
     Serves until SIGTERM or SIGINT, then drains. Talk to it with sandboxctl, for example
     `sandboxctl status`. As root it serves /run/sandboxd/sandboxd.sock; as an ordinary user
     a socket below XDG_RUNTIME_DIR.
 
-    Exit status: 0 stopped as asked; 1 could not start (standard error says why); 2 bad usage.
+    Exit status: 0 stopped as asked, or with --check it would start; 1 could not start, or with
+    --check would not (standard error says why, or standard output); 2 bad usage.
     """
     chosen = settings.from_arguments(arguments)
+    usage.check(chosen)
     logs.configure(chosen.log_level)
-    sys.exit(asyncio.run(_run(chosen)))
+    sys.exit(asyncio.run(_check(chosen) if check else _run(chosen)))
+
+
+async def _check(chosen: settings.Settings) -> int:
+    with _complete():
+        from sandboxd.supervisor.check import Check
+    return 0 if await Check(chosen, click.echo).run() else EXIT_START_FAILED
 
 
 async def _run(chosen: settings.Settings) -> int:
-    try:
-        # Imported late: --help and bad usage should not wait for gRPC.
+    with _complete():
         from sandboxd.supervisor.daemon import Daemon
+    try:
+        daemon = Daemon(chosen)
+        loop = asyncio.get_running_loop()
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, daemon.request_stop)
+        await daemon.run()
+    except StartError as error:
+        click.echo(f"sandboxd: {error}", err=True)
+        return EXIT_START_FAILED
+    # The loop takes its handlers with it. Who asks once more now would kill what has just stopped.
+    for number in STOP_SIGNALS:
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
+    log.info("stopped")
+    return 0
+
+
+@contextlib.contextmanager
+def _complete() -> Iterator[None]:
+    """Import late: --help and bad usage should not wait for gRPC. Say so if it is not there."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         click.echo(
             f"sandboxd: {error.name} is missing: the daemon needs more than the client; install "
             "sandboxd with its extra [server]",
             err=True,
         )
-        return EXIT_START_FAILED
-
-    try:
-        daemon = Daemon(chosen)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, daemon.request_stop)
-        await daemon.run()
-    except StartError as error:
-        click.echo(f"sandboxd: {error}", err=True)
-        return EXIT_START_FAILED
-    log.info("stopped")
-    return 0
+        sys.exit(EXIT_START_FAILED)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import pwd
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandboxd.supervisor import uid_range
 from sandboxd.supervisor.errors import StartError
 
 DEFAULT_USER = "sandboxd"
@@ -50,16 +51,19 @@ class Account:
 def account(user: str, fallback_uid: int) -> Account:
     """Return the account to become: a name or number, else the user sandboxd, else `fallback_uid`.
 
-    Raises `PrivilegeError` for a name that does not exist, and for root.
+    Raises `PrivilegeError` for a name that does not exist, for root, and for no user's number.
     """
-    if user.isdigit():
-        chosen = Account(int(user), int(user))
+    if user.isascii() and user.isdecimal():
+        number = int(user)
+        if number > uid_range.MAX_UID:
+            raise PrivilegeError(f"a user's number is at most {uid_range.MAX_UID}: {user}")
+        chosen = Account(number, number)
     elif user or _exists(DEFAULT_USER):
         try:
             entry = pwd.getpwnam(user or DEFAULT_USER)
         except KeyError:
             raise PrivilegeError(
-                f"there is no user {user!r}; create it, or pass a number"
+                f"there is no user {user or DEFAULT_USER!r}; create it, or pass a number"
             ) from None
         chosen = Account(entry.pw_uid, entry.pw_gid)
     else:

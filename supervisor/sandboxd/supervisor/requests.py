@@ -19,6 +19,16 @@ from sandboxd.v1 import call_pb2, sandbox_pb2
 MAX_NAME_BYTES = 1024
 # The engine refuses functions with more parameters.
 MAX_ARGUMENTS = 1000
+# What people send by mistake, by how it begins. A compiler, which sees all of it, knows more.
+_LOOKALIKES = (
+    (b"\x7fELF", "a native executable, or a module that was compiled ahead of time"),
+    (b"\x1f\x8b", "gzip data (decompress it first)"),
+    (b"\x28\xb5\x2f\xfd", "zstd data (decompress it first)"),
+    (b"PK\x03\x04", "a zip archive (unpack it first)"),
+    (b"BC\xc0\xde", "LLVM bitcode (link it to WebAssembly first)"),
+    (b"!<ar", "a static library (link it to WebAssembly first)"),
+)
+_MAGIC_TOLD = r'"\0asm" (00 61 73 6d)'
 WASM_MAGIC = b"\0asm"
 Kind = Literal["typed", "bytes", "wasi"]
 """The field of ExecuteRequest that says what to call."""
@@ -115,8 +125,7 @@ def check_magic(head: bytes) -> None:
     """Raise `faults.InvalidModule` unless the bytes begin as a WebAssembly module does."""
     if head[:4] != WASM_MAGIC:
         raise faults.InvalidModule(
-            f"not a WebAssembly binary: it begins with {_describe(head)}, not with the magic "
-            r"\0asm",
+            f"not WebAssembly: {_describe(head)}, expected the magic {_MAGIC_TOLD}",
             field="wasm",
             metadata={"offset_bytes": "0"},
         )
@@ -130,14 +139,17 @@ def check_magic_so_far(head: bytes) -> None:
 
 def _describe(head: bytes) -> str:
     if not head:
-        return "nothing (it is empty)"
-    if head.startswith(b"\x7fELF"):
-        return "\\x7fELF (a native executable, or a module that was compiled ahead of time)"
-    if head.startswith(b"\x1f\x8b"):
-        return "\\x1f\\x8b (gzip data: decompress it first)"
+        return "it is empty"
     if head.lstrip().startswith((b"(", b";;")):
-        return "text (WAT: assemble it first, for example with wat2wasm)"
-    return repr(head[:4])[2:-1]
+        return f"it begins with {_quoted(head)}: text (WAT: assemble it first, say with wat2wasm)"
+    for prefix, words in _LOOKALIKES:
+        if head.startswith(prefix):
+            return f"it begins with {_quoted(head)}: {words}"
+    return f"it begins with {_quoted(head)}"
+
+
+def _quoted(head: bytes) -> str:
+    return f'"{repr(head[:4])[2:-1]}" ({head[:4].hex(" ")})'
 
 
 def _check_typed(call: call_pb2.TypedCall) -> None:

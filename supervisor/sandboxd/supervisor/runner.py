@@ -260,7 +260,7 @@ class Runner:
             case "ready":
                 self._ready(reply.ready)
             case "failed":
-                self._breached(f"it could not lock itself down: {reply.failed.message}")
+                self._breached(f"it could not get ready: {reply.failed.message}")
 
     def _ready(self, ready: runner_pb2.Ready) -> None:
         try:

@@ -17,6 +17,7 @@ import fcntl
 import logging
 import os
 import stat
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
@@ -61,6 +62,25 @@ def open_or_make(path: Path) -> int:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     return os.open(_real_path(path.absolute(), 0o700, _MAX_LINKS), _DIRECTORY)
+
+
+def require_makable(path: Path) -> None:
+    """Raise what `open_or_make` would for a directory that is not there, and make nothing."""
+    path = path.absolute()
+    nearest = next(one for one in path.parents if os.path.lexists(one))
+    if os.path.lexists(path) or not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    if os.geteuid() == 0:
+        _require_root_owns(_real_path(nearest, 0o755, _MAX_LINKS))
+    try_making_in(nearest)
+
+
+def try_making_in(directory: Path) -> None:
+    """Raise OSError, with the directory's name, if no other can be made in it: one is, and goes."""
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".sandboxd-", dir=directory))
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(directory)) from error
 
 
 def _real_path(path: Path, mode: int, links: int) -> Path:
@@ -142,10 +162,26 @@ def hand_over(base_fd: int, path: Path, to: Account) -> None:
     its former self has left. What is not handed over cannot be used later, which is told then.
     Raises `StateDirectoryForeign`, OSError.
     """
+    if not must_hand_over(base_fd, path, to):
+        return
+    former = os.fstat(base_fd).st_uid
+    left: list[str] = []
+    _give(base_fd, frozenset({former, to.uid}), to, _MAX_DEPTH, left)
+    if left:
+        log.warning("%d names in %s are not handed over, %r first", len(left), path, left[0])
+    # Last: should this be interrupted, the next start begins anew.
+    os.fchown(base_fd, to.uid, to.gid)
+
+
+def must_hand_over(base_fd: int, path: Path, to: Account) -> bool:
+    """Whether the directory is not the account's yet.
+
+    Raises `StateDirectoryForeign` if it must not be given to it.
+    """
     status = os.fstat(base_fd)
     former = status.st_uid
     if former == to.uid:
-        return
+        return False
     if former != 0 and not uid_range.is_automatic(former):
         raise StateDirectoryForeign(
             f"{path} belongs to user {former}, and this daemon becomes user {to.uid}: pass --user "
@@ -153,12 +189,7 @@ def hand_over(base_fd: int, path: Path, to: Account) -> None:
         )
     if status.st_mode & _OTHERS_MAY_WRITE:
         raise StateDirectoryForeign(f"others can write {path}; chmod 0700 it, or pass another")
-    left: list[str] = []
-    _give(base_fd, frozenset({former, to.uid}), to, _MAX_DEPTH, left)
-    if left:
-        log.warning("%d names in %s are not handed over, %r first", len(left), path, left[0])
-    # Last: should this be interrupted, the next start begins anew.
-    os.fchown(base_fd, to.uid, to.gid)
+    return True
 
 
 def _give(

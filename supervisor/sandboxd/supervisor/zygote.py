@@ -67,7 +67,7 @@ class Zygote:
         self._children: dict[int, Child] = {}
         self._next_id = 1
         self._process: LaunchedZygote | None = None
-        self._control = PacketSocket(self._dispatch, self._lost)
+        self._control = PacketSocket(self._dispatch, self._hung_up)
         self._ready: asyncio.Future[control_pb2.ZygoteReady] = self._loop.create_future()
         self.engine_version = ""
         self.engine = EngineIdentity("", "", "", "")
@@ -113,6 +113,7 @@ class Zygote:
             raise ZygoteFailed(f"the zygote was not ready within {START_TIMEOUT_S:.0f} s") from None
         except ZygoteFailed:
             status = await self.reap()
+            self._kill()  # in case that it has hung up and does not end
             raise ZygoteFailed(
                 f"the zygote ended with status {status}; see its message above"
             ) from None
@@ -219,6 +220,17 @@ class Zygote:
         if self._process is not None:
             self._process.kill()
 
+    def _hung_up(self) -> None:
+        if self._ready.done():
+            self._lost()
+        else:
+            # It refuses to start. Killed at once it would not tell with which status.
+            self._fail()
+
+    def _fail(self) -> None:
+        self._ready.set_exception(ZygoteFailed("the zygote ended"))
+        self._ready.exception()  # nobody may be waiting for it any more
+
     def _lost(self) -> None:
         """Clean up after the zygote's end: every child is dead or about to be."""
         self._kill()
@@ -227,8 +239,7 @@ class Zygote:
             self._children[child_id].kill()
             self._end(child_id, UNKNOWN_EXIT)
         if not self._ready.done():
-            self._ready.set_exception(ZygoteFailed("the zygote ended"))
-            self._ready.exception()  # nobody may be waiting for it any more
+            self._fail()
             return
         self._on_lost()
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from sandboxd.runner.isolation import (
@@ -68,45 +68,65 @@ class Layer:
         """What an operator can do about it if it does not hold."""
         return REMEDIES[self.name]
 
-    def probe(self, required: frozenset[str] = frozenset()) -> LayerState:
+    def probe(self) -> LayerState:
         """Can this host do it, for this user? Applies and verifies it in a forked child.
 
-        If a layer in required fails that the child takes before, the answer is the state of that.
         To be called in a process with one thread, after libffi.find_writable_code(). Raises
         OSError if nothing can be forked.
         """
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        parent = os.getpid()
-        child = os.fork()
-        if child == 0:
-            os.close(reading)
-            # Where a runner has its socket: a sealed child can write nowhere else.
-            os.dup2(writing, SOCKET_FD)
-            _report(self, parent, required)
-        os.close(writing)
-        with open(reading, "rb") as pipe:
-            text = pipe.read()
-        _, status = os.waitpid(child, 0)
-        if not text:
-            code = os.waitstatus_to_exitcode(status)
-            return LayerState(self.name, active=False, detail=f"the probe ended with {code}")
-        return LayerState(*json.loads(text))
+        states, end = _in_child(lambda policy: (self.hold(policy),))
+        return states[0] if states else LayerState(self.name, active=False, detail=end)
 
 
-def _report(layer: Layer, parent: int, required: frozenset[str]) -> None:
+def rehearse() -> list[LayerState]:
+    """Which layers can a runner take here, those after loading included?
+
+    All are taken in turn by one forked child, as a runner takes them, but none is required: so each
+    one that does not hold is told. Under root the user id is required of every process; if it does
+    not hold the last ones are not tried. The cgroup is left out, for nothing is joined. To be
+    called as :meth:`Layer.probe`; raises what it does.
+    """
+    states, end = _in_child(_hold_all)
+    told = {state.name for state in states}
+    untold = [LayerState(one.name, False, end) for one in SEALING if one.name not in told]
+    return [state for state in states if state.name != CGROUP] + untold
+
+
+def _in_child(
+    hold: Callable[[ChildPolicy], Iterable[LayerState]],
+) -> tuple[list[LayerState], str]:
+    """Return what a forked child held, and how it ended in words, if it did so without a report."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        # Where a runner has its socket: a sealed child can write nowhere else.
+        os.dup2(writing, SOCKET_FD)
+        _report(hold, parent)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if not text:
+        return [], f"the probe ended with {os.waitstatus_to_exitcode(status)}"
+    states = [LayerState(*state) for state in json.loads(text)]
+    return states, f"not tried: {states[-1].name} does not hold"
+
+
+def _report(hold: Callable[[ChildPolicy], Iterable[LayerState]], parent: int) -> None:
     try:
         try:
-            state = layer.hold(_probe_policy(parent, required))
+            states = tuple(hold(_probe_policy(parent)))
         except IsolationError as error:
-            state = LayerState(error.layer, active=False, detail=error.cause)
-        except OSError as error:
-            state = LayerState(layer.name, active=False, detail=str(error))
-        os.write(SOCKET_FD, json.dumps([state.name, state.active, state.detail]).encode())
+            states = (LayerState(error.layer, active=False, detail=error.cause),)
+        told = [[state.name, state.active, state.detail] for state in states]
+        os.write(SOCKET_FD, json.dumps(told).encode())
     finally:
         os._exit(0)
 
 
-def _probe_policy(parent: int, required: frozenset[str]) -> ChildPolicy:
+def _probe_policy(parent: int) -> ChildPolicy:
     return ChildPolicy(
         profile="runner",
         keep_fds=frozenset({SOCKET_FD}),
@@ -116,7 +136,7 @@ def _probe_policy(parent: int, required: frozenset[str]) -> ChildPolicy:
         file_size_bytes=0,
         processes=1 << 22,
         parent_pid=parent,
-        required=required & lockdown.LAYERS,
+        required=frozenset(),
     )
 
 
@@ -171,11 +191,13 @@ def _of_child(name: str) -> Callable[[ChildPolicy], LayerState]:
     return held
 
 
+def _hold_all(policy: ChildPolicy) -> Iterable[LayerState]:
+    return (*lockdown.lock_down(policy), *lockdown.seal_after_load(required=frozenset()))
+
+
 def _after_load(name: str) -> Callable[[ChildPolicy], LayerState]:
     def held(policy: ChildPolicy) -> LayerState:
-        # A probe joins no cgroup.
-        lockdown.lock_down(replace(policy, required=policy.required - {CGROUP}))
-        states = lockdown.seal_after_load(required=frozenset())
+        states = _hold_all(policy)
         return next(state for state in states if state.name == name)
 
     return held

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 DESCRIPTORS: Final = "descriptors"
 SESSION: Final = "session"
@@ -157,8 +158,38 @@ class IsolationError(Exception):
         self.remedy = REMEDIES[layer] if remedy is None else remedy
         super().__init__(f"isolation layer {layer}: {cause}; remedy: {self.remedy}")
 
-    def __reduce__(self) -> tuple[type[IsolationError], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[type[IsolationError], Any]:
         return type(self), (self.layer, self.cause, self.remedy)
+
+
+class SeveralMissingError(IsolationError):
+    """More than one required layer does not hold. It names the first, and its text all of them."""
+
+    def __init__(self, errors: Sequence[IsolationError]) -> None:
+        super().__init__(errors[0].layer, errors[0].cause, errors[0].remedy)
+        self.errors = tuple(errors)
+
+    def __str__(self) -> str:
+        lines = (f"  {error}" for error in self.errors)
+        return "\n".join((f"{len(self.errors)} required layers do not hold:", *lines))
+
+    def __reduce__(self) -> tuple[type[IsolationError], Any]:
+        return type(self), (self.errors,)
+
+
+def errors_of(states: Iterable[LayerState], required: Collection[str]) -> list[IsolationError]:
+    """Return an error for each required layer that is not active."""
+    return [
+        IsolationError(state.name, state.detail)
+        for state in states
+        if state.name in required and not state.active
+    ]
+
+
+def refuse(errors: Sequence[IsolationError]) -> None:
+    """Raise all of them as one, if there are any."""
+    if errors:
+        raise errors[0] if len(errors) == 1 else SeveralMissingError(errors)
 
 
 class NotInForceError(Exception):

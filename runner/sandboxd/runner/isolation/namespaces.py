@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Final, NoReturn
 
-from sandboxd.runner.isolation import ipc, kernel
+from sandboxd.runner.isolation import ipc, kernel, refusals
 from sandboxd.runner.isolation.layers import (
     EMPTY_ROOT,
     NAMESPACES,
@@ -126,7 +126,7 @@ def _make_user_namespace(before: dict[str, str], made: int, stay: int) -> NoRetu
         os.write(made, _MADE)
         os.read(stay, 1)  # until the other has entered, or is gone
     except OSError as error:
-        os.write(made, str(error).encode())
+        os.write(made, refusals.explain(error).encode())
     finally:
         os._exit(0)
 
@@ -205,7 +205,9 @@ def _report_attempt(writing: int) -> None:
             os._exit(0 if os.getpid() == 1 else 1)
         _, status = os.waitpid(first, 0)
         code = os.waitstatus_to_exitcode(status)
-    except (OSError, NotInForceError) as error:
+    except OSError as error:
+        os.write(writing, refusals.explain(error).encode())
+    except NotInForceError as error:
         os.write(writing, str(error).encode())
     finally:
         os._exit(code)

@@ -1,0 +1,138 @@
+"""`sandboxd --check`: it says what a start would say, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandboxd.supervisor import isolation
+
+TIMEOUT_S = 60
+
+
+def check(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    base = ("--listen", f"unix://{tmp_path}/run/s", "--state-dir", str(tmp_path / "state"))
+    return subprocess.run(
+        [sys.executable, "-m", "sandboxd.supervisor.main", "--check", *base, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+def lines(ended: subprocess.CompletedProcess[str], word: str) -> list[str]:
+    assert "Traceback" not in ended.stderr
+    return [line[6:] for line in ended.stdout.splitlines() if line.startswith(word)]
+
+
+def test_where_a_daemon_would_start_all_is_well_and_nothing_is_left(tmp_path: Path) -> None:
+    ended = check(tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert not lines(ended, "FAIL")
+    looked_at = " ".join(lines(ended, "ok"))
+    for what in ("settings", "state directory", "isolation default", f"listen unix://{tmp_path}"):
+        assert what in looked_at
+    assert os.listdir(tmp_path) == []
+
+
+def test_layers_that_are_not_active_are_told_with_what_to_do(tmp_path: Path) -> None:
+    ended = check(tmp_path, "--namespaces=off", "--cgroups=off")
+    assert ended.returncode == 0
+    notes = lines(ended, "note")
+    for name in ("namespaces", "cgroup"):
+        (note,) = [one for one in notes if one.startswith(f"layer {name} is not active: ")]
+        assert "switched off" in note
+        assert "; remedy: " in note
+    assert all(one.split()[1] in isolation.LAYERS for one in notes)
+
+
+def test_all_that_would_stop_a_start_is_found_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = check(
+        tmp_path, "--namespaces=off", "--require-layer=namespaces", "--require-layer=no-ipc",
+        "--state-dir", str(tmp_path / "file" / "state"), "--listen", f"unix://{tmp_path}/file/s",
+        "--listen", "tcp://127.0.0.1:0", "--socket-group", "no-such-group",
+    )  # fmt: skip
+    assert ended.returncode == 1
+    failed = lines(ended, "FAIL")
+    assert [line.split(":")[0] for line in failed] == [
+        "state directory", "isolation", "listen", "listen", "listen",
+    ]  # fmt: skip
+    assert str(tmp_path / "file") in failed[0]
+    assert "isolation layer namespaces: " in ended.stderr
+    assert "isolation layer no-ipc: " in ended.stderr
+    assert "no-such-group" in failed[2]
+    assert "--tls-cert" in failed[4]
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_settings_that_contradict_each_other_are_found(tmp_path: Path) -> None:
+    ended = check(tmp_path, "--default-memory=1GiB")
+    assert ended.returncode == 1
+    assert "--default-memory is above --max-memory" in lines(ended, "FAIL")[0]
+    ended = check(tmp_path, "--tls-cert=/x")
+    assert ended.returncode == 1
+    assert "--tls-client-ca" in lines(ended, "FAIL")[0]
+
+
+def test_bad_usage_is_2(tmp_path: Path) -> None:
+    ended = check(tmp_path, "--require-layer=secomp")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "did you mean seccomp?" in ended.stderr
+
+
+def test_a_daemon_that_this_one_would_replace_is_no_failure(tmp_path: Path, daemon: Any) -> None:
+    mine = ("--state-dir", str(daemon.state_dir))
+    theirs = ("--listen", f"unix://{daemon.socket}")
+    ended = check(tmp_path, *mine, *theirs)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    notes = " ".join(lines(ended, "note"))
+    assert f"another sandboxd uses {daemon.state_dir}: it must stop first" in notes
+    assert f"another daemon serves {daemon.socket}" in notes
+    # Anybody else's socket is one.
+    ended = check(tmp_path, *theirs)
+    assert ended.returncode == 1
+    assert f"another daemon serves {daemon.socket}" in lines(ended, "FAIL")[0]
+    assert daemon.status().pid
+
+
+def test_a_directory_that_cannot_be_written_is_found(tmp_path: Path) -> None:
+    # Whoever asks: nothing can be made there.
+    ended = check(tmp_path, "--state-dir=/proc/nothing", "--listen=unix:///proc/nothing/s")
+    assert ended.returncode == 1
+    failed = lines(ended, "FAIL")
+    assert [line.split(":")[0] for line in failed] == ["state directory", "listen"]
+    assert "--state-dir" in failed[0]
+    assert "--listen" in failed[1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+def test_a_state_directory_of_somebody_else_is_found(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir(mode=0o700)
+    os.chown(tmp_path / "state", 12345, 12345)
+    ended = check(tmp_path)
+    assert ended.returncode == 1
+    assert "belongs to user 12345" in " ".join(lines(ended, "FAIL"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_state_directory_that_may_not_be_written_is_found(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir(mode=0o500)
+    ended = check(tmp_path)
+    assert ended.returncode == 1
+    assert "Permission denied" in lines(ended, "FAIL")[0]
+
+
+def test_remarks_on_settings_are_told(tmp_path: Path) -> None:
+    ended = check(tmp_path, "--max-output=8MiB", "--max-message=8MiB", "--insecure-tcp")
+    notes = " ".join(lines(ended, "note"))
+    assert "--max-output is 8 MiB: a stock gRPC client refuses answers above 4 MiB" in notes
+    assert "grpc.max_receive_message_length" in notes
+    assert "--max-message is 8 MiB" in notes
+    assert "TCP without TLS" in notes
