@@ -395,6 +395,16 @@ async def test_a_runner_that_cannot_be_locked_down_fails_the_start_with_its_reas
     await pool.close()
 
 
+async def test_a_runner_that_ends_without_a_word_fails_the_start_at_once() -> None:
+    zygote = FakeZygote(ready_at_once=False)
+    pool = make_pool(zygote, spares=1)
+    proof = asyncio.ensure_future(pool.prove())
+    await turn()
+    zygote.children[0].end(-31)
+    assert "without a word" in await proof
+    await pool.close()
+
+
 async def test_a_lost_zygote_empties_the_pool_and_the_next_fills_it(
     make_bench: MakeBench,
 ) -> None:

@@ -362,10 +362,16 @@ class Pool:
         elif previous in (State.SPARE, State.IDLE):
             self._unlist(runner)
 
+    def _wordless(self, runner: Runner) -> str:
+        """Say how a runner ended that the start waits for; "" if it waits for none."""
+        if self._proof is None or self._proof.done() or self._closed:
+            return ""
+        return f"its process ended without a word (status {runner.exit_status.status})"
+
     def _on_dead(self, runner: Runner) -> None:
-        if runner.breach and runner.key is None:
-            log.error("a runner could not start: %s", runner.breach)
-            self._proved(runner.breach)
+        if runner.key is None and (why := runner.breach or self._wordless(runner)):
+            log.error("a runner could not start: %s", why)
+            self._proved(why)
         elif runner.breach and runner.executions == 0:
             log.error("a runner could not be bound ahead: %s", runner.breach)
         self._all.discard(runner)

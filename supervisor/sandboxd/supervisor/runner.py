@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from sandboxd.supervisor import frames
 from sandboxd.supervisor.artifacts import Artifact
-from sandboxd.supervisor.child import Child, ExitStatus
+from sandboxd.supervisor.child import UNKNOWN_EXIT, Child, ExitStatus
 from sandboxd.supervisor.forecast import Expected
 from sandboxd.supervisor.keys import Key
 from sandboxd.supervisor.layers import NOTHING_HELD, LayerMissing, Layers
@@ -109,6 +109,7 @@ class Runner:
         self.bound_at = 0.0
         self._idle_cpu_ns = 0
         self.breach = ""
+        self.exit_status = UNKNOWN_EXIT
         self.layers = NOTHING_HELD
         self._hung_up = False
         self._bind_failure = runner_pb2.BIND_FAILURE_UNSPECIFIED
@@ -345,7 +346,7 @@ class Runner:
             self.kill()
 
     async def _bury(self) -> None:
-        exit_status = await self.child.wait_exit()
+        exit_status = self.exit_status = await self.child.wait_exit()
         if self._hung_up and exit_status.may_be_our_kill:
             self.breach = "it closed its socket"
         self._advance(Event.EXITED)
