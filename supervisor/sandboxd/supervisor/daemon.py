@@ -27,6 +27,7 @@ from sandboxd.supervisor import (
 )
 from sandboxd.supervisor.artifact_store import ArtifactStore
 from sandboxd.supervisor.artifacts import ArtifactCache
+from sandboxd.supervisor.batch_execution import BatchExecutor
 from sandboxd.supervisor.compilation import CompileService
 from sandboxd.supervisor.errors import StartError
 from sandboxd.supervisor.execution import Executor
@@ -267,7 +268,8 @@ class Daemon:
 
     def _add_services(self, server: aio.Server) -> None:
         wrapping = HardenedServer(server, self._stats, self._gate, _GATED)
-        SandboxService(self._executor).add_to(wrapping)
+        batches = BatchExecutor(self._executor, self._gate, self._stats, self._settings.max_runners)
+        SandboxService(self._executor, batches).add_to(wrapping)
         hardened: aio.Server = wrapping  # type: ignore[assignment]
         module_pb2_grpc.add_ModuleServiceServicer_to_server(
             ModuleService(self._store, self._compiles, self._settings.push_time / 1000), hardened
