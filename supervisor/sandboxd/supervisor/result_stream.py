@@ -1,7 +1,8 @@
 """Results on their way to a client: collected, written together, and held up if it does not read.
 
-A message costs the event loop about as much as a call, so results wait for each other: until there
-are enough for a message, or for a few milliseconds.
+A message costs the event loop as much as several calls, so results wait for each other: until there
+are enough for a message, or for some milliseconds after the message before. A result that comes
+alone waits for nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from sandboxd.supervisor import faults
 MESSAGE_BYTES = 256 * 1024
 # While so much waits to be written, `full` tells those who make results to make no more.
 MAX_WAITING_BYTES = 1024 * 1024
-# Messages that are not full begin at least this far apart.
-PAUSE_S = 0.005
+# Messages that are not full begin at least this far apart: measured, a message takes 0.3 ms of the
+# event loop, and a tenth of that pause would cost a fifth of the throughput.
+PAUSE_S = 0.02
 # A client that takes nothing for so long is given up: what it asked for holds memory.
 STALL_TIMEOUT_S = 300.0
 
