@@ -29,14 +29,6 @@ def _lookalike() -> Any:
 
 Lookalike = _lookalike()
 
-items = st.lists(st.binary(max_size=300), min_size=1, max_size=8)
-pieces = st.one_of(
-    st.binary(max_size=12),
-    st.sampled_from([b"\x0a", b"\x10", b"\x0a\x00", b"\x10\x05", b"\x8a\x00", b"\x0b", b"\x0c"]),
-    st.integers(0, 1 << 70).map(lambda number: _varint(number)),
-    st.binary(max_size=200).map(lambda item: b"\x0a" + _varint(len(item)) + item),
-)
-
 
 def _varint(number: int) -> bytes:
     encoded = bytearray()
@@ -44,6 +36,15 @@ def _varint(number: int) -> bytes:
         encoded.append(number & 0x7F | 0x80)
         number >>= 7
     return bytes([*encoded, number])
+
+
+items = st.lists(st.binary(max_size=300), min_size=1, max_size=8)
+pieces = st.one_of(
+    st.binary(max_size=12),
+    st.sampled_from([b"\x0a", b"\x10", b"\x0a\x00", b"\x10\x05", b"\x8a\x00", b"\x0b", b"\x0c"]),
+    st.integers(0, 1 << 70).map(_varint),
+    st.binary(max_size=200).map(lambda item: b"\x0a" + _varint(len(item)) + item),
+)
 
 
 def parts(found: batch.Batch) -> list[bytes]:

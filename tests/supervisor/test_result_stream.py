@@ -84,15 +84,16 @@ async def test_one_who_does_not_read_makes_it_full_and_one_who_reads_again_makes
     async with running(results):
         results.add(b"first")
         await until(client.asked)
-        while not results.full:
+        for _ in range(MAX_WAITING_BYTES // 100_000 + 1):
             results.add(b"x" * 100_000)
+        was_full = results.full
         room = asyncio.ensure_future(results.room())
         await asyncio.sleep(0)
         assert not room.done()
         client.reads.set()
         async with asyncio.timeout(10):
             await room
-        assert not results.full
+        assert (was_full, results.full) == (True, False)
     assert sum(map(len, client.messages)) >= MAX_WAITING_BYTES
 
 
