@@ -126,6 +126,8 @@ class FakeDaemon(
         ]
         self.imports: list[call_pb2.Extern] = []
         self.hang = False
+        self.drops = 0
+        """Of every batch, so many calls find their module deleted."""
         self.started = threading.Event()
         self.cancelled = threading.Event()
         self.page_size = 100
@@ -171,7 +173,7 @@ class FakeDaemon(
         refusal = None
         if self.refusals["item"] and request.WhichOneof("call") == "wasi":
             refusal = self.refusals["item"].popleft()
-        elif request.digest not in self.modules:
+        elif request.digest not in self.modules or index < self.drops:
             refusal = no_module(request.digest)
         if refusal is None:
             return sandbox_pb2.BatchResult(index=index, response=self.answer(request))
@@ -257,7 +259,7 @@ class FakeDaemon(
     # --- rules ----------------------------------------------------------------------------------
 
     async def _arrive(self, method: str, request: Any, context: Any) -> None:
-        if method == "Execute":
+        if method in ("Execute", "ExecuteBatch"):
             self.started.set()
         self.seen.append(Seen(method, request, context.time_remaining()))
         if self.refusals[method]:

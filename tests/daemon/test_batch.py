@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -420,6 +423,20 @@ def test_the_client_runs_batches(daemon: Any, sink: str) -> None:
         *good, bad = client.execute_all(calls)
     assert isinstance(bad, ModuleNotFound)
     assert [one.value for one in good if isinstance(one, Execution)] == list(range(1, 2501))
+
+
+def test_sandboxctl_runs_batches(daemon: Any, sink_wasm: bytes, tmp_path: Path) -> None:
+    (tmp_path / "sink.wasm").write_bytes(sink_wasm)
+    lines = "".join(f"{number} 1\n" for number in range(1200)) + "5 0\n7 7\n"
+    command = [Path(sys.executable).with_name("sandboxctl"), "--address", daemon.target]
+    ended = subprocess.run(
+        [*command, "batch", tmp_path / "sink.wasm", "divide"],
+        input=lines, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert ended.stdout.split("\n") == [*map(str, range(1200)), "", "1", ""]
+    assert "line 1201: " in ended.stderr
+    assert "1 of 1202 calls failed" in ended.stderr
+    assert ended.returncode == 3
 
 
 async def test_the_asyncio_client_runs_batches(daemon: Any, sink: str) -> None:

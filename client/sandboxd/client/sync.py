@@ -6,7 +6,8 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -343,7 +344,7 @@ class Client:
                 return time.sleep(step.seconds)
 
     def _stream(self, step: Stream) -> Generator[ExecuteBatchResponse, None, None]:
-        call: Any = self._execute_batch(step.request, timeout=step.timeout_s)
+        call = _uninterrupted(lambda: self._execute_batch(step.request, timeout=step.timeout_s))
         try:
             first = next(call, None)
         except grpc.RpcError as error:
@@ -368,6 +369,25 @@ class Client:
         except BaseException:
             call.cancel()
             raise
+
+
+def _uninterrupted(begin: Callable[[], Any]) -> Any:
+    """Begin a streaming call in a thread, where Ctrl-C does not strike.
+
+    CAVEAT: with the first one on a channel gRPC starts a thread. If an interrupt keeps it from
+    that, the channel knows of a call that nobody serves, and its `close` waits for ever.
+    """
+    begun: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            begun.set_result(begin())
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            begun.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    # Interrupted here, the call is dropped as soon as it is made, and that cancels it.
+    return begun.result()
 
 
 def _messages(
