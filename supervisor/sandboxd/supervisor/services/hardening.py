@@ -62,26 +62,27 @@ class HardenedServer:
         decode = _tolerant(handler.request_deserializer)
         encode = handler.response_serializer
         if handler.unary_unary is not None:
-            behaviour = self._unary(handler.unary_unary, gate)
+            behaviour = self._call(handler.unary_unary, gate)
             return grpc.unary_unary_rpc_method_handler(behaviour, decode, encode)
         if handler.stream_unary is not None:
             streamed = self._stream_in(handler.stream_unary, gate)
             return grpc.stream_unary_rpc_method_handler(streamed, decode, encode)
         if handler.unary_stream is not None:
-            # One that is counted by the gate is a call: it ends by itself, and is not in the way of
-            # others for as long as its client likes.
+            # One that the gate counts is a call, which ends by itself; any other lives for as long
+            # as its client likes.
             streaming = (
                 self._stream_out(handler.unary_stream)
                 if gate is _OPEN
-                else self._unary(handler.unary_stream, gate)
+                else self._call(handler.unary_stream, gate)
             )
             return grpc.unary_stream_rpc_method_handler(streaming, decode, encode)
         both = self._stream_both(handler.stream_stream)
         return grpc.stream_stream_rpc_method_handler(both, decode, encode)
 
-    def _unary(
+    def _call(
         self, method: Callable[..., Any], gate: AbstractContextManager[None]
     ) -> Callable[..., Awaitable[Any]]:
+        # One request; the answer is returned, or written through the context.
         async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
             try:
                 if request is _MALFORMED:
