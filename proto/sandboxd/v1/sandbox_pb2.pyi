@@ -766,7 +766,7 @@ class ExecuteBatchResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchResult]:
-        """At least one. The message has less than 300 KiB, unless it is of one result."""
+        """At least one. A message of several has at most 256 KiB."""
 
     def __init__(
         self,
