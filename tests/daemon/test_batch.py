@@ -346,7 +346,7 @@ def test_batches_that_are_cancelled_at_any_moment_leave_nothing_behind(
         with calling(daemon) as leaving:
             pending = start(leaving, [add(sink, 1)] * 400, 3)
             for _ in range(moment // 2):
-                next(pending)
+                next(pending, None)  # A fast machine is done by then.
             if moment % 2:
                 pending.cancel()
     daemon.wait_status(lambda status: status.pool.busy == status.queue.depth == 0)
