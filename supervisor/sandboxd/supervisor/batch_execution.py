@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from sandboxd.supervisor import batch as wire
 from sandboxd.supervisor import faults, refusal
-from sandboxd.supervisor.call import decode
+from sandboxd.supervisor.call import Received, decode
 from sandboxd.supervisor.execution import Executor
 from sandboxd.supervisor.gate import Gate, shutting_down
 from sandboxd.supervisor.result_stream import ResultStream
@@ -96,11 +96,11 @@ class _Run:
             self._results.finish()
 
     async def _work(self) -> None:
-        results = self._results
+        results, execute, tenant = self._results, self._executor.execute, self._tenant
         for index, place in self._items:
             remaining_s = self._remaining_s()
             try:
-                response = await self._execute(self._raw[place], remaining_s)
+                response = await execute(tenant, self._take_up(place), remaining_s)
             except Exception as error:  # noqa: BLE001 - as what an Execute raises
                 results.add(wire.error_result(index, refusal.status_of(error, self._stats)))
                 # Refused before it waited for anything: thousands of those in a row must not keep
@@ -111,14 +111,14 @@ class _Run:
             while results.full:
                 await results.room()
 
-    async def _execute(self, raw: bytes, remaining_s: float | None) -> bytes:
+    def _take_up(self, place: slice) -> Received:
+        """Decode an item. Raises `faults.ShuttingDown` or `faults.MalformedMessage`."""
         if self._gate.closed:
             raise shutting_down()
         try:
-            received = decode(raw)
+            return decode(self._raw[place])
         except DecodeError:
             raise refusal.malformed() from None
-        return await self._executor.execute(self._tenant, received, remaining_s)
 
     def _remaining_s(self) -> float | None:
         """Return the seconds that are left of the batch's deadline; None if it has none.
