@@ -41,7 +41,7 @@ EXIT_SOME_FAILED = 3
 @click.option(
     "--max-parallel",
     type=click.IntRange(1, 0xFFFFFFFF),
-    help="Calls under way at once.  [default: the processors that the daemon may use]",
+    help="Calls under way at once.  [default: one more than the daemon has processors]",
 )
 @guest.limit_options
 @global_options

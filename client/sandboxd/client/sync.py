@@ -231,7 +231,7 @@ class Client:
             calls: as many as you like, of one module or of several; sent up to 1,000 at a time,
                 each message when all of the one before have ended.
             max_parallel: how many may be under way at once; 0 leaves it to the daemon, which
-                takes the number of its processors.
+                takes one more than it has processors.
             timeout: seconds for everything; when they are over, the iterator raises
                 `DeadlineFault`. `BatchCall.limits` bound the single call, from when the daemon
                 takes it up.

@@ -736,8 +736,8 @@ class ExecuteBatchRequest(_message.Message):
     MAX_PARALLEL_FIELD_NUMBER: _builtins.int
     max_parallel: _builtins.int
     """How many of the batch's calls may be under way at once. 0: the server's choice,
-    the number of its processors. More than the server may have runners is lowered
-    to that.
+    one more than it has processors, so that none of them waits for the next call.
+    More than the server may have runners is lowered to that.
     """
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExecuteRequest]:
