@@ -39,8 +39,8 @@ class BatchExecutor:
         self._gate = gate
         self._stats = stats
         self._max_parallel = max_runners
-        # One call for every processor, and one to go on with while a result is on its way here:
-        # measured, that is 5 % more than without.
+        # One call for every processor, and one to go on with while a result is on its way here.
+        # Compared by hand on two processors: 5 to 7 % more calls per second, none if they are busy.
         self._default_parallel = min(max_runners, len(os.sched_getaffinity(0)) + 1)
 
     async def execute(
