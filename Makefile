@@ -36,7 +36,7 @@ check: $(STAMP) ## Format, lint, types, import contracts, protocol lint and stub
 	$(BIN)/ruff check
 	$(BIN)/mypy proto supervisor runner client tests examples bench
 	$(BIN)/lint-imports
-	$(BIN)/buf lint proto
+	PYTHON=$(BIN)/python .ci/proto --lint
 	PYTHON=$(BIN)/python .ci/proto --check
 
 format: $(STAMP) ## Format the code

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import signal
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ class Echo(sandbox_pb2_grpc.SandboxServiceServicer):
         if response is None:
             response = self._made[length] = self._make(length)
         return response
+
+    def ExecuteBatch(  # noqa: N802 - gRPC's name
+        self, request: sandbox_pb2.ExecuteBatchRequest, context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[sandbox_pb2.ExecuteBatchResponse]:
+        """Not there: batches are compared with single calls."""
+        raise NotImplementedError
 
     def _make(self, length: int) -> sandbox_pb2.ExecuteResponse:
         response = sandbox_pb2.ExecuteResponse()

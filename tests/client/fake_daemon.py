@@ -126,6 +126,8 @@ class FakeDaemon(
         ]
         self.imports: list[call_pb2.Extern] = []
         self.hang = False
+        self.drops = 0
+        """Of every batch, so many calls find their module deleted."""
         self.started = threading.Event()
         self.cancelled = threading.Event()
         self.page_size = 100
@@ -153,13 +155,38 @@ class FakeDaemon(
         await self._arrive("Execute", request, context)
         if request.digest and request.digest not in self.modules:
             await self._not_found(request.digest, context)
+        await self._maybe_hang()
+        return self.answer(request)
+
+    async def ExecuteBatch(  # noqa: N802
+        self, request: Any, context: Any
+    ) -> AsyncIterator[sandbox_pb2.ExecuteBatchResponse]:
+        """Answer in reverse order, two results in a message; with `hang`, one message only."""
+        await self._arrive("ExecuteBatch", request, context)
+        results = [self._batch_result(*item) for item in enumerate(request.requests)]
+        results.reverse()
+        for at in range(0, len(results), 2):
+            yield sandbox_pb2.ExecuteBatchResponse(results=results[at : at + 2])
+            await self._maybe_hang()
+
+    def _batch_result(self, index: int, request: Any) -> sandbox_pb2.BatchResult:
+        refusal = None
+        if self.refusals["item"] and request.WhichOneof("call") == "wasi":
+            refusal = self.refusals["item"].popleft()
+        elif request.digest not in self.modules or index < self.drops:
+            refusal = no_module(request.digest)
+        if refusal is None:
+            return sandbox_pb2.BatchResult(index=index, response=self.answer(request))
+        status = status_pb2.Status.FromString(refusal.details() or b"")
+        return sandbox_pb2.BatchResult(index=index, error=status)
+
+    async def _maybe_hang(self) -> None:
         if self.hang:
             try:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
                 self.cancelled.set()
                 raise
-        return self.answer(request)
 
     # --- ModuleService --------------------------------------------------------------------------
 
@@ -232,22 +259,14 @@ class FakeDaemon(
     # --- rules ----------------------------------------------------------------------------------
 
     async def _arrive(self, method: str, request: Any, context: Any) -> None:
-        if method == "Execute":
+        if method in ("Execute", "ExecuteBatch"):
             self.started.set()
         self.seen.append(Seen(method, request, context.time_remaining()))
         if self.refusals[method]:
             await refuse(context, self.refusals[method].popleft())
 
     async def _not_found(self, digest: str, context: Any) -> None:
-        await refuse(
-            context,
-            Refusal(
-                grpc.StatusCode.NOT_FOUND,
-                f"no module {digest} is stored",
-                "MODULE_NOT_FOUND",
-                metadata={"digest": digest},
-            ),
-        )
+        await refuse(context, no_module(digest))
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
@@ -265,6 +284,15 @@ class FakeDaemon(
             yield
         finally:
             await server.stop(grace=0)
+
+
+def no_module(digest: str) -> Refusal:
+    return Refusal(
+        grpc.StatusCode.NOT_FOUND,
+        f"no module {digest} is stored",
+        "MODULE_NOT_FOUND",
+        metadata={"digest": digest},
+    )
 
 
 async def refuse(context: Any, refusal: Refusal) -> None:

@@ -364,7 +364,7 @@ async def test_tidying_up_between_calls_is_allowed(bench: Bench) -> None:
 
 async def test_calls_that_wait_hold_no_more_memory_than_allowed(bench: Bench) -> None:
     executor = bench.executor
-    executor._max_held_bytes = 100_000
+    executor.held.most_bytes = 100_000
     hung = asyncio.ensure_future(bench.execute(lambda child: child.say(BOUND)))
     await turn(20)
     request = sandbox_pb2.ExecuteRequest(
@@ -378,6 +378,6 @@ async def test_calls_that_wait_hold_no_more_memory_than_allowed(bench: Bench) ->
         await executor.execute("default", (request, raw), None)
     waiting.cancel()
     await turn()
-    assert executor._held_bytes == 0
+    assert executor.held.size_bytes == 0
     hung.cancel()
     await turn()

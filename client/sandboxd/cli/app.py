@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import click
 
+from sandboxd.cli.batch import batch
 from sandboxd.cli.call import call
 from sandboxd.cli.doctor import doctor
 from sandboxd.cli.failure import conclude, conclude_without_output
@@ -32,6 +33,7 @@ def cli() -> None:
     Examples:
       sandboxctl run hello.wasm               run a WASI command
       sandboxctl call add.wasm add 2 -3       call an exported function
+      seq 9 | sandboxctl batch sq.wasm sq     call it once for every line of input
       sandboxctl module push add.wasm         store a module, print its digest
       sandboxctl status                       see what the daemon is doing
       sandboxctl doctor                       see what isolates the guests
@@ -41,7 +43,7 @@ def cli() -> None:
     """
 
 
-for _command in (run, call, module, status, doctor, version):
+for _command in (run, call, batch, module, status, doctor, version):
     cli.add_command(_command)
 
 

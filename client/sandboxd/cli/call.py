@@ -72,6 +72,7 @@ def _bare(value: Any) -> Any:
     help="How bytes come back: packed, pointer-length, nul or fixed:LENGTH.  [default: packed]",
 )
 @guest.limit_options
+@guest.receipt_option
 @global_options
 @click.pass_context
 def call(
@@ -143,15 +144,10 @@ def _typed_call(
 
 
 def _bytes_call(export: str, source: str, result: str) -> BytesCall:
-    from sandboxd.client.calls import BytesCall, Convention
+    from sandboxd.client.calls import BytesCall
 
-    match = re.fullmatch(r"(packed|pointer-length|nul)|fixed:([0-9]{1,10})", result)
-    if not match or (match[2] and int(match[2]) >= 1 << 32):
-        raise click.UsageError(f"--result {result!r}: packed, pointer-length, nul or fixed:LENGTH")
-    data = guest.read_input(source)
-    if match[1]:
-        return BytesCall(export, data, Convention(match[1]))
-    return BytesCall(export, data, Convention.FIXED, int(match[2]))
+    convention, length = guest.result_convention(result)
+    return BytesCall(export, guest.read_input(source), convention, length)
 
 
 def _say_output(execution: Execution) -> None:

@@ -20,7 +20,15 @@ def write(document: dict[str, Any]) -> None:
 
     Only printable ASCII leaves: a guest's strings cannot act on a terminal even here.
     """
-    text = json.dumps(document, indent=2, allow_nan=False)
+    _write(json.dumps(document, indent=2, allow_nan=False))
+
+
+def write_line(document: dict[str, Any]) -> None:
+    """Write one of many documents, in a line of its own; see `write`."""
+    _write(json.dumps(document, allow_nan=False))
+
+
+def _write(text: str) -> None:
     click.echo(text.replace("\x7f", "\\u007f"))
 
 

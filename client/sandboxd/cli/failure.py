@@ -31,7 +31,8 @@ def conclude(error: BaseException, settings: Settings) -> int:
     if settings.json:
         from sandboxd.cli import documents
 
-        documents.write({"error": documents.error(error)})
+        write = documents.write_line if settings.json_lines else documents.write
+        write({"error": documents.error(error)})
     say(error, settings)
     return settings.fault_code
 

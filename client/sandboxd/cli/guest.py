@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 from sandboxd.cli.settings import DURATION, SIZE, UINT64_MAX, Settings
 
 if TYPE_CHECKING:
-    from sandboxd.client import Call, Client, Execution, Limits
+    from sandboxd.client import Call, Client, Convention, Execution, Limits
     from sandboxd.client.operations import ModuleLike
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -25,9 +26,8 @@ _INPUT_BYTES_MAX = 64 << 20
 
 
 def limit_options(command: _F) -> _F:
-    """Add the options of one execution; `execute` takes them."""
+    """Add the options of a call; `limits` and `execute` take them."""
     for option in (
-        click.option("--receipt", is_flag=True, help="Tell on stderr what the call used."),
         click.option(
             "--require-layer",
             multiple=True,
@@ -45,6 +45,12 @@ def limit_options(command: _F) -> _F:
     return command
 
 
+def receipt_option(command: _F) -> _F:
+    """Add --receipt; `finish` is told of it."""
+    option = click.option("--receipt", is_flag=True, help="Tell on stderr what the call used.")
+    return option(command)
+
+
 def execute(
     settings: Settings, module: str, options: dict[str, Any], prepare: Prepare
 ) -> Execution:
@@ -56,14 +62,15 @@ def execute(
         return client.execute(
             what,
             call,
-            limits=_limits(options),
+            limits=limits(options),
             fresh=options["fresh"],
             require_layers=options["require_layer"],
             timeout=settings.timeout,
         )
 
 
-def _limits(options: dict[str, Any]) -> Limits:
+def limits(options: dict[str, Any]) -> Limits:
+    """Make the limits of a call from its options."""
     from sandboxd.client import Limits
 
     wall, cpu = options["wall"], options["cpu"]
@@ -90,6 +97,19 @@ def finish(settings: Settings, execution: Execution, *, receipt: bool, logs: boo
     if receipt:
         verdict.say_receipt(execution)
     raise click.exceptions.Exit(code)
+
+
+def result_convention(result: str) -> tuple[Convention, int | None]:
+    """Read --result: how bytes come back, and their length if it is fixed.
+
+    Raises click.UsageError.
+    """
+    from sandboxd.client import Convention
+
+    match = re.fullmatch(r"(packed|pointer-length|nul)|fixed:([0-9]{1,10})", result)
+    if not match or (match[2] and int(match[2]) >= 1 << 32):
+        raise click.UsageError(f"--result {result!r}: packed, pointer-length, nul or fixed:LENGTH")
+    return (Convention(match[1]), None) if match[1] else (Convention.FIXED, int(match[2]))
 
 
 def write_bytes(stream: TextIO, data: bytes) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--no-stdin", is_flag=True, help="Give the guest an empty standard input.")
 @click.option("--logs", is_flag=True, help="Write what the guest logged to stderr.")
 @guest.limit_options
+@guest.receipt_option
 @global_options
 @click.pass_context
 def run(

@@ -39,6 +39,8 @@ class Settings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_name: str | None = None
+    json_lines: bool = False
+    """Whether documents for programs are many, and each is one line."""
     fault_code: int = EXIT_FAULT
     """Exit code if sandboxd itself fails."""
     usage_code: int = EXIT_USAGE

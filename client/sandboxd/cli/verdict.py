@@ -45,11 +45,15 @@ def exit_code(outcome: Outcome) -> int:
     return _CODES.get(type(outcome), EXIT_UNKNOWN)
 
 
-def say(outcome: Outcome) -> None:
-    """Explain on standard error how a guest failed; nothing if it came to its own end."""
+def say(outcome: Outcome, about: str = "") -> None:
+    """Explain on standard error how a guest failed; nothing if it came to its own end.
+
+    `about` tells which one, where there are several.
+    """
     if isinstance(outcome, outcomes.Completed | outcomes.Exited):
         return
-    click.echo(f"sandboxctl: {outcome.describe()}", err=True)
+    which = f"{about}: " if about else ""
+    click.echo(f"sandboxctl: {which}{outcome.describe()}", err=True)
     for line in _backtrace(outcome):
         click.echo(line, err=True)
 

@@ -10,6 +10,7 @@
 """
 
 from sandboxd.client.aio import AsyncClient
+from sandboxd.client.batch import BatchCall
 from sandboxd.client.calls import BytesCall, Call, Convention, Limits, TypedCall, WasiCommand
 from sandboxd.client.errors import (
     AccessDenied,
@@ -99,6 +100,7 @@ __all__ = [
     "ArgumentMismatch",
     "ArtifactStatus",
     "AsyncClient",
+    "BatchCall",
     "BytesCall",
     "Call",
     "CallCancelled",

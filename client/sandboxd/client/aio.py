@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
 
+from sandboxd.client.batch import BatchCall, Batches, Result, Results, in_order
 from sandboxd.client.calls import BytesCall, Call, Convention, Limits, TypedCall, WasiCommand
 from sandboxd.client.errors import Fault
 from sandboxd.client.execution import Execution
@@ -25,6 +34,7 @@ from sandboxd.client.operations import (
     Pause,
     Progress,
     Step,
+    Stream,
     Unary,
     Upload,
 )
@@ -35,6 +45,7 @@ from sandboxd.client.values import Number, Value
 from sandboxd.v1.admin_pb2_grpc import AdminServiceStub
 from sandboxd.v1.module_pb2 import PushRequest
 from sandboxd.v1.module_pb2_grpc import ModuleServiceStub
+from sandboxd.v1.sandbox_pb2 import ExecuteBatchResponse
 from sandboxd.v1.sandbox_pb2_grpc import SandboxServiceStub
 
 _T = TypeVar("_T")
@@ -164,6 +175,42 @@ class AsyncClient:
             timeout=timeout,
         )
 
+    # --- running many --------------------------------------------------------------------------
+
+    async def execute_batch(
+        self,
+        calls: Iterable[BatchCall],
+        *,
+        max_parallel: int = 0,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[tuple[int, Result], None]:
+        """Run many calls in few messages; iterate over what came of each, as they end.
+
+        See `Client.execute_batch`. To leave the iteration early, close the iterator
+        (`contextlib.aclosing`): that is what cancels the calls.
+        """
+        batches = Batches(self._operations, calls, max_parallel, timeout)
+        while (opened := await self._do(batches.open())) is not None:
+            if opened.stream is not None:
+                async with contextlib.aclosing(opened.stream):
+                    async for message in opened.stream:
+                        for result in batches.results(message):
+                            yield result
+                batches.check_complete()
+            for refused in opened.refused:
+                yield refused
+
+    async def execute_all(
+        self,
+        calls: Iterable[BatchCall],
+        *,
+        max_parallel: int = 0,
+        timeout: float | None = None,
+    ) -> Results:
+        """Run many calls in few messages; return what came of each; see `Client.execute_all`."""
+        results = self.execute_batch(calls, max_parallel=max_parallel, timeout=timeout)
+        return in_order([result async for result in results])
+
     # --- modules and status --------------------------------------------------------------------
 
     async def push(
@@ -229,12 +276,25 @@ class AsyncClient:
                     return await method(step.request, timeout=step.timeout_s)
                 except grpc.aio.AioRpcError as error:
                     raise fault_of(error) from None
+            case Stream():
+                return await self._stream(step)
             case Upload():
                 return await self._upload(step)
             case Load():
                 return await asyncio.to_thread(step.path.read_bytes)
             case Pause():
                 return await asyncio.sleep(step.seconds)
+
+    async def _stream(self, step: Stream) -> AsyncGenerator[ExecuteBatchResponse, None]:
+        call: Any = self._connect().execute_batch(step.request, timeout=step.timeout_s)
+        try:
+            first = await call.read()
+        except grpc.aio.AioRpcError as error:
+            raise fault_of(error) from None
+        except BaseException:
+            call.cancel()
+            raise
+        return _messages(first, call)
 
     async def _upload(self, upload: Upload) -> Any:
         failed: Exception | None = None
@@ -267,6 +327,19 @@ class AsyncClient:
         return self._connection
 
 
+async def _messages(first: Any, call: Any) -> AsyncGenerator[ExecuteBatchResponse, None]:
+    """Read a stream whose first message came; it is cancelled if it is not read to its end."""
+    message = first
+    try:
+        while message is not grpc.aio.EOF:
+            yield message
+            message = await call.read()
+    except grpc.aio.AioRpcError as error:
+        raise fault_of(error) from None
+    finally:
+        call.cancel()
+
+
 class _Connection:
     """An open channel and its methods."""
 
@@ -278,9 +351,11 @@ class _Connection:
                 target, tls.credentials(), options=(*CHANNEL_OPTIONS, *tls.options())
             )
         modules = ModuleServiceStub(self.channel)
+        sandbox = SandboxServiceStub(self.channel)
         self.push = modules.Push
+        self.execute_batch = sandbox.ExecuteBatch
         self.methods: dict[str, grpc.aio.UnaryUnaryMultiCallable[Any, Any]] = {
-            "Execute": SandboxServiceStub(self.channel).Execute,
+            "Execute": sandbox.Execute,
             "Get": modules.Get,
             "List": modules.List,
             "Delete": modules.Delete,

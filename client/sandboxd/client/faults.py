@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError, Message
+from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
@@ -72,8 +73,18 @@ class FailedCall(Protocol):
 def fault_of(call: FailedCall) -> Fault:
     """Build the `Fault` for a failed RPC."""
     code: str = call.code().name
-    text = call.details() or code
-    status = _status(call.trailing_metadata() or ())
+    return _fault(code, call.details() or code, _status(call.trailing_metadata() or ()))
+
+
+def fault_of_status(status: Status) -> Fault:
+    """Build the `Fault` for a `google.rpc.Status` that came in a message."""
+    # The numbers are gRPC's; one that is newer than this package is no better known there.
+    numbers: Any = Code
+    code = numbers.Name(status.code) if status.code in numbers.values() else "UNKNOWN"
+    return _fault(code, status.message or code, status)
+
+
+def _fault(code: str, text: str, status: Status) -> Fault:
     info, violations, retry_after = ErrorInfo(), BadRequest(), None
     for detail in status.details:
         if _unpack(detail, info) or _unpack(detail, violations):

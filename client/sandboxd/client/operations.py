@@ -58,6 +58,17 @@ class Unary:
 
 
 @dataclass(frozen=True, slots=True)
+class Stream:
+    """Call ExecuteBatch and wait for its first message; the result is an iterator over messages.
+
+    So a batch that is refused fails as a step does, before anybody reads its stream.
+    """
+
+    request: sandbox_pb2.ExecuteBatchRequest
+    timeout_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Upload:
     """Call Push with the source's bytes in chunks; the result is a PushResponse."""
 
@@ -82,7 +93,7 @@ class Pause:
 
 
 _T = TypeVar("_T")
-Step: TypeAlias = Unary | Upload | Load | Pause
+Step: TypeAlias = Unary | Stream | Upload | Load | Pause
 Operation: TypeAlias = Generator[Step, Any, _T]
 
 
@@ -109,11 +120,11 @@ class Operations:
         timeout: float | None,
     ) -> Operation[Execution]:
         """Run one call; a module too large to send inline is pushed if the daemon lacks it."""
-        give_up = _give_up(timeout)
+        give_up = time_to_give_up(timeout)
         layers = codec.layer_names(require_layers)
         digest, wasm = yield from self._identify(module)
-        if isinstance(call, TypedCall) and not all(isinstance(arg, Value) for arg in call.args):
-            call = yield from self._typed(module, digest, call, _left(give_up))
+        if isinstance(call, TypedCall) and not _has_types(call):
+            call = yield from self._typed(module, digest, call, seconds_left(give_up))
         request = codec.execute_request(call, limits, fresh, layers)
         if wasm is None:
             assert digest is not None
@@ -127,8 +138,27 @@ class Operations:
             return (yield from self._run(request, give_up))
         except (ModuleNotFound, ModuleDamaged):
             # Nothing ran: push what is missing, then run.
-            yield from self.push(wasm, digest=request.digest, timeout=_left(give_up))
+            yield from self.push(wasm, digest=request.digest, timeout=seconds_left(give_up))
             return (yield from self._run(request, give_up))
+
+    def stored_request(
+        self,
+        module: str | Module | PushResult,
+        call: Call,
+        limits: Limits | None,
+        fresh: bool,
+        require_layers: Iterable[str] | None,
+        timeout: float | None,
+    ) -> Operation[sandbox_pb2.ExecuteRequest]:
+        """Make the request of one call of a module that is stored."""
+        layers = codec.layer_names(require_layers)
+        digest, _ = yield from self._identify(module)
+        if isinstance(call, TypedCall) and not _has_types(call):
+            call = yield from self._typed(module, digest, call, timeout)
+        request = codec.execute_request(call, limits, fresh, layers)
+        assert digest is not None, "only bytes and paths have none"
+        request.digest = digest
+        return request
 
     def _identify(self, module: ModuleLike) -> Operation[tuple[str | None, bytes | None]]:
         """Tell a module's digest or its bytes."""
@@ -185,7 +215,7 @@ class Operations:
             response = yield Unary("Execute", request, timeout_s)
             return codec.execution_of(response)
 
-        return (yield from self._retrying(attempt, give_up, only_refused=True))
+        return (yield from self.retrying(attempt, give_up, only_refused=True))
 
     # --- modules and status --------------------------------------------------------------------
 
@@ -214,7 +244,7 @@ class Operations:
 
         if not isinstance(content, bytes):  # An iterator can be read once.
             return (yield from attempt())
-        return (yield from self._retrying(attempt, _give_up(timeout)))
+        return (yield from self.retrying(attempt, time_to_give_up(timeout)))
 
     def get(self, digest: str | Module, timeout: float | None) -> Operation[Module]:
         """Describe one module."""
@@ -246,16 +276,16 @@ class Operations:
 
     def _unary(self, method: Method, request: Message, timeout: float | None) -> Operation[Any]:
         timeout = self._timeout_s if timeout is None else timeout
-        give_up = _give_up(timeout)
+        give_up = time_to_give_up(timeout)
 
         def attempt() -> Operation[Any]:
-            return (yield Unary(method, request, _left(give_up)))
+            return (yield Unary(method, request, seconds_left(give_up)))
 
-        return (yield from self._retrying(attempt, give_up))
+        return (yield from self.retrying(attempt, give_up))
 
     # --- shared --------------------------------------------------------------------------------
 
-    def _retrying(
+    def retrying(
         self,
         attempt: Callable[[], Operation[_T]],
         give_up: float | None,
@@ -289,13 +319,19 @@ class Operations:
         self._interfaces[module.digest] = module.exports
 
 
+def _has_types(call: TypedCall) -> bool:
+    return all(isinstance(arg, Value) for arg in call.args)
+
+
 def _digest(module: str | Module) -> str:
     return module.digest if isinstance(module, Module) else check_digest(module)
 
 
-def _give_up(timeout: float | None) -> float | None:
+def time_to_give_up(timeout: float | None) -> float | None:
+    """Return when so many seconds will have passed, by the monotonic clock; None for never."""
     return None if timeout is None else time.monotonic() + timeout
 
 
-def _left(give_up: float | None) -> float | None:
+def seconds_left(give_up: float | None) -> float | None:
+    """Return the seconds until then, at least 0; None for never."""
     return None if give_up is None else max(0.0, give_up - time.monotonic())

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
 
+from sandboxd.client.batch import BatchCall, Batches, Result, Results, in_order
 from sandboxd.client.calls import BytesCall, Call, Convention, Limits, TypedCall, WasiCommand
 from sandboxd.client.errors import Fault
 from sandboxd.client.execution import Execution
@@ -26,6 +29,7 @@ from sandboxd.client.operations import (
     Pause,
     Progress,
     Step,
+    Stream,
     Unary,
     Upload,
 )
@@ -36,6 +40,7 @@ from sandboxd.client.values import Number, Value
 from sandboxd.v1.admin_pb2_grpc import AdminServiceStub
 from sandboxd.v1.module_pb2 import PushRequest
 from sandboxd.v1.module_pb2_grpc import ModuleServiceStub
+from sandboxd.v1.sandbox_pb2 import ExecuteBatchResponse
 from sandboxd.v1.sandbox_pb2_grpc import SandboxServiceStub
 
 _T = TypeVar("_T")
@@ -83,9 +88,11 @@ class Client:
                 self.target, tls.credentials(), options=(*CHANNEL_OPTIONS, *tls.options())
             )
         modules = ModuleServiceStub(self._channel)
+        sandbox = SandboxServiceStub(self._channel)
         self._push = modules.Push
+        self._execute_batch = sandbox.ExecuteBatch
         self._methods: dict[str, grpc.UnaryUnaryMultiCallable[Any, Any]] = {
-            "Execute": SandboxServiceStub(self._channel).Execute,
+            "Execute": sandbox.Execute,
             "Get": modules.Get,
             "List": modules.List,
             "Delete": modules.Delete,
@@ -205,6 +212,54 @@ class Client:
             timeout=timeout,
         )
 
+    # --- running many --------------------------------------------------------------------------
+
+    def execute_batch(
+        self,
+        calls: Iterable[BatchCall],
+        *,
+        max_parallel: int = 0,
+        timeout: float | None = None,
+    ) -> Generator[tuple[int, Result], None, None]:
+        """Run many calls in few messages; iterate over what came of each, as they end.
+
+        Every call is one of its own, as with `execute`, and what is wrong with one harms no
+        other. An item is the call's place in `calls`, from 0, and its `Execution`, or the `Fault`
+        that `execute` would have raised. The iterator itself raises a `Fault` when it cannot go on:
+        calls without a result by then may have run. Leaving it early cancels those that run, and
+        the others never start; nothing is sent before the first result is asked for.
+
+        Args:
+            calls: as many as you like, of one module or of several; sent up to 1,000 at a time,
+                each message when all of the one before have ended.
+            max_parallel: how many may be under way at once; 0 leaves it to the daemon, which
+                takes one more than it has processors.
+            timeout: seconds for everything; when they are over, the iterator raises
+                `DeadlineFault`. `BatchCall.limits` bound the single call, from when the daemon
+                takes it up.
+        """
+        batches = Batches(self._operations, calls, max_parallel, timeout)
+        while (opened := self._do(batches.open())) is not None:
+            if opened.stream is not None:
+                with contextlib.closing(opened.stream):
+                    for message in opened.stream:
+                        yield from batches.results(message)
+                batches.check_complete()
+            yield from opened.refused
+
+    def execute_all(
+        self,
+        calls: Iterable[BatchCall],
+        *,
+        max_parallel: int = 0,
+        timeout: float | None = None,
+    ) -> Results:
+        """Run many calls in few messages; return what came of each, in their order.
+
+        See `execute_batch`. A `Fault` of a single call is in the list, not raised.
+        """
+        return in_order(self.execute_batch(calls, max_parallel=max_parallel, timeout=timeout))
+
     # --- modules and status --------------------------------------------------------------------
 
     def push(
@@ -281,12 +336,25 @@ class Client:
                     return self._methods[step.method](step.request, timeout=step.timeout_s)
                 except grpc.RpcError as error:
                     raise fault_of(error) from None
+            case Stream():
+                return self._stream(step)
             case Upload():
                 return self._upload(step)
             case Load():
                 return step.path.read_bytes()
             case Pause():
                 return time.sleep(step.seconds)
+
+    def _stream(self, step: Stream) -> Generator[ExecuteBatchResponse, None, None]:
+        call = _uninterrupted(lambda: self._execute_batch(step.request, timeout=step.timeout_s))
+        try:
+            first = next(call, None)
+        except grpc.RpcError as error:
+            raise fault_of(error) from None
+        except BaseException:
+            call.cancel()
+            raise
+        return _messages(first, call)
 
     def _upload(self, upload: Upload) -> Any:
         pieces = _Pieces(upload)
@@ -306,6 +374,39 @@ class Client:
             if call is not None:
                 call.cancel()
             raise
+
+
+def _uninterrupted(begin: Callable[[], Any]) -> Any:
+    """Begin a streaming call in a thread, where Ctrl-C does not strike.
+
+    CAVEAT: with the first one on a channel gRPC starts a thread. If an interrupt keeps it from
+    that, the channel knows of a call that nobody serves, and its `close` waits for ever.
+    """
+    begun: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            begun.set_result(begin())
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            begun.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    # Interrupted here, the call is dropped as soon as it is made, and that cancels it.
+    return begun.result()
+
+
+def _messages(
+    first: ExecuteBatchResponse | None, call: Any
+) -> Generator[ExecuteBatchResponse, None, None]:
+    """Read a stream whose first message came; it is cancelled if it is not read to its end."""
+    try:
+        if first is not None:
+            yield first
+            yield from call
+    except grpc.RpcError as error:
+        raise fault_of(error) from None
+    finally:
+        call.cancel()
 
 
 class _Pieces(Iterator[PushRequest]):

@@ -22,48 +22,55 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from sandboxd.v1 import call_pb2 as sandboxd_dot_v1_dot_call__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sandboxd/v1/sandbox.proto\x12\x0bsandboxd.v1\x1a\x16sandboxd/v1/call.proto\"\x82\x02\n\x06Limits\x12\x19\n\x0cwall_time_ms\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x0b\x63pu_time_ms\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x19\n\x0cmemory_bytes\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\x1b\n\x0etable_elements\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x19\n\x0coutput_bytes\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x11\n\x04\x66uel\x18\x06 \x01(\x04H\x05\x88\x01\x01\x42\x0f\n\r_wall_time_msB\x0e\n\x0c_cpu_time_msB\x0f\n\r_memory_bytesB\x11\n\x0f_table_elementsB\x0f\n\r_output_bytesB\x07\n\x05_fuel\"\xaa\x02\n\x0e\x45xecuteRequest\x12\x10\n\x06\x64igest\x18\x01 \x01(\tH\x00\x12\x0e\n\x04wasm\x18\x02 \x01(\x0cH\x00\x12\'\n\x05typed\x18\x03 \x01(\x0b\x32\x16.sandboxd.v1.TypedCallH\x01\x12\'\n\x05\x62ytes\x18\x04 \x01(\x0b\x32\x16.sandboxd.v1.BytesCallH\x01\x12(\n\x04wasi\x18\x05 \x01(\x0b\x32\x18.sandboxd.v1.WasiCommandH\x01\x12#\n\x06limits\x18\x06 \x01(\x0b\x32\x13.sandboxd.v1.Limits\x12+\n\x07process\x18\x07 \x01(\x0e\x32\x1a.sandboxd.v1.ProcessPolicy\x12\x16\n\x0erequire_layers\x18\x08 \x03(\tB\x08\n\x06moduleB\x06\n\x04\x63\x61ll\"\x8c\x01\n\x04Stop\x12!\n\x05stage\x18\x01 \x01(\x0e\x32\x12.sandboxd.v1.Stage\x12\'\n\x06method\x18\x02 \x01(\x0e\x32\x17.sandboxd.v1.StopMethod\x12\x14\n\x0covershoot_ns\x18\x03 \x01(\x04\x12\"\n\x06\x66rames\x18\x04 \x03(\x0b\x32\x12.sandboxd.v1.Frame\"I\n\x10\x44\x65\x61\x64lineExceeded\x12\x1f\n\x04stop\x18\x01 \x01(\x0b\x32\x11.sandboxd.v1.Stop\x12\x14\n\x0cwall_time_ns\x18\x02 \x01(\x04\",\n\tCancelled\x12\x1f\n\x04stop\x18\x01 \x01(\x0b\x32\x11.sandboxd.v1.Stop\"G\n\x0f\x43puTimeExceeded\x12\x1f\n\x04stop\x18\x01 \x01(\x0b\x32\x11.sandboxd.v1.Stop\x12\x13\n\x0b\x63pu_time_ns\x18\x02 \x01(\x04\".\n\x07\x43rashed\x12\x0e\n\x06signal\x18\x01 \x01(\x05\x12\x13\n\x0bsignal_name\x18\x02 \x01(\t\"#\n\x10SandboxViolation\x12\x0f\n\x07message\x18\x01 \x01(\t\"$\n\x11ProtocolViolation\x12\x0f\n\x07message\x18\x01 \x01(\t\"n\n\x0cSelfReported\x12\x1b\n\x13linear_memory_bytes\x18\x01 \x01(\x04\x12\x1a\n\rfuel_consumed\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x0brun_time_ns\x18\x03 \x01(\x04\x42\x10\n\x0e_fuel_consumed\"\xa0\x03\n\x07Receipt\x12\x15\n\rmodule_digest\x18\x01 \x01(\t\x12\x15\n\rqueue_time_ns\x18\x02 \x01(\x04\x12\x17\n\x0f\x63ompile_time_ns\x18\x03 \x01(\x04\x12\x14\n\x0c\x62ind_time_ns\x18\x04 \x01(\x04\x12\x13\n\x0brun_time_ns\x18\x05 \x01(\x04\x12\x13\n\x0b\x63pu_time_ns\x18\x06 \x01(\x04\x12\x19\n\x11peak_memory_bytes\x18\x07 \x01(\x04\x12\x10\n\x08\x62ytes_in\x18\x08 \x01(\x04\x12\x11\n\tbytes_out\x18\t \x01(\x04\x12*\n\nstart_kind\x18\n \x01(\x0e\x32\x16.sandboxd.v1.StartKind\x12\x16\n\x0e\x65ngine_version\x18\x0b \x01(\t\x12#\n\x06limits\x18\x0c \x01(\x0b\x32\x13.sandboxd.v1.Limits\x12\x30\n\rself_reported\x18\r \x01(\x0b\x32\x19.sandboxd.v1.SelfReported\x12\x18\n\x10isolation_layers\x18\x0e \x03(\t\x12\x19\n\x11isolation_profile\x18\x0f \x01(\t\"\xda\x05\n\x0f\x45xecuteResponse\x12+\n\tcompleted\x18\x01 \x01(\x0b\x32\x16.sandboxd.v1.CompletedH\x00\x12%\n\x06\x65xited\x18\x02 \x01(\x0b\x32\x13.sandboxd.v1.ExitedH\x00\x12\'\n\x07trapped\x18\x03 \x01(\x0b\x32\x14.sandboxd.v1.TrappedH\x00\x12:\n\x11\x64\x65\x61\x64line_exceeded\x18\x04 \x01(\x0b\x32\x1d.sandboxd.v1.DeadlineExceededH\x00\x12+\n\tcancelled\x18\x05 \x01(\x0b\x32\x16.sandboxd.v1.CancelledH\x00\x12\x39\n\x11\x63pu_time_exceeded\x18\x06 \x01(\x0b\x32\x1c.sandboxd.v1.CpuTimeExceededH\x00\x12\x34\n\x0elimit_exceeded\x18\x07 \x01(\x0b\x32\x1a.sandboxd.v1.LimitExceededH\x00\x12,\n\nhost_error\x18\x08 \x01(\x0b\x32\x16.sandboxd.v1.HostErrorH\x00\x12,\n\nlink_error\x18\t \x01(\x0b\x32\x16.sandboxd.v1.LinkErrorH\x00\x12\'\n\x07\x63rashed\x18\n \x01(\x0b\x32\x14.sandboxd.v1.CrashedH\x00\x12:\n\x11sandbox_violation\x18\x0b \x01(\x0b\x32\x1d.sandboxd.v1.SandboxViolationH\x00\x12<\n\x12protocol_violation\x18\x0c \x01(\x0b\x32\x1e.sandboxd.v1.ProtocolViolationH\x00\x12\x0e\n\x06stdout\x18\x14 \x01(\x0c\x12\x0e\n\x06stderr\x18\x15 \x01(\x0c\x12\x1f\n\x04logs\x18\x16 \x01(\x0b\x32\x11.sandboxd.v1.Logs\x12%\n\x07receipt\x18\x1e \x01(\x0b\x32\x14.sandboxd.v1.ReceiptB\t\n\x07outcome*c\n\rProcessPolicy\x12\x1e\n\x1aPROCESS_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14PROCESS_POLICY_REUSE\x10\x01\x12\x18\n\x14PROCESS_POLICY_FRESH\x10\x02*a\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTAGE_QUEUE\x10\x01\x12\x11\n\rSTAGE_COMPILE\x10\x02\x12\x0e\n\nSTAGE_BIND\x10\x03\x12\r\n\tSTAGE_RUN\x10\x04*{\n\nStopMethod\x12\x1b\n\x17STOP_METHOD_UNSPECIFIED\x10\x00\x12\x1b\n\x17STOP_METHOD_NOT_STARTED\x10\x01\x12\x1b\n\x17STOP_METHOD_INTERRUPTED\x10\x02\x12\x16\n\x12STOP_METHOD_KILLED\x10\x03*\x80\x01\n\tStartKind\x12\x1a\n\x16START_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11START_KIND_REUSED\x10\x01\x12\x14\n\x10START_KIND_SPARE\x10\x02\x12\x13\n\x0fSTART_KIND_COLD\x10\x03\x12\x15\n\x11START_KIND_LOADED\x10\x04\x32V\n\x0eSandboxService\x12\x44\n\x07\x45xecute\x12\x1b.sandboxd.v1.ExecuteRequest\x1a\x1c.sandboxd.v1.ExecuteResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sandboxd/v1/sandbox.proto\x12\x0bsandboxd.v1\x1a\x17google/rpc/status.proto\x1a\x16sandboxd/v1/call.proto\"\x82\x02\n\x06Limits\x12\x19\n\x0cwall_time_ms\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x0b\x63pu_time_ms\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x19\n\x0cmemory_bytes\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\x1b\n\x0etable_elements\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x19\n\x0coutput_bytes\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x11\n\x04\x66uel\x18\x06 \x01(\x04H\x05\x88\x01\x01\x42\x0f\n\r_wall_time_msB\x0e\n\x0c_cpu_time_msB\x0f\n\r_memory_bytesB\x11\n\x0f_table_elementsB\x0f\n\r_output_bytesB\x07\n\x05_fuel\"\xaa\x02\n\x0e\x45xecuteRequest\x12\x10\n\x06\x64igest\x18\x01 \x01(\tH\x00\x12\x0e\n\x04wasm\x18\x02 \x01(\x0cH\x00\x12\'\n\x05typed\x18\x03 \x01(\x0b\x32\x16.sandboxd.v1.TypedCallH\x01\x12\'\n\x05\x62ytes\x18\x04 \x01(\x0b\x32\x16.sandboxd.v1.BytesCallH\x01\x12(\n\x04wasi\x18\x05 \x01(\x0b\x32\x18.sandboxd.v1.WasiCommandH\x01\x12#\n\x06limits\x18\x06 \x01(\x0b\x32\x13.sandboxd.v1.Limits\x12+\n\x07process\x18\x07 \x01(\x0e\x32\x1a.sandboxd.v1.ProcessPolicy\x12\x16\n\x0erequire_layers\x18\x08 \x03(\tB\x08\n\x06moduleB\x06\n\x04\x63\x61ll\"\x8c\x01\n\x04Stop\x12!\n\x05stage\x18\x01 \x01(\x0e\x32\x12.sandboxd.v1.Stage\x12\'\n\x06method\x18\x02 \x01(\x0e\x32\x17.sandboxd.v1.StopMethod\x12\x14\n\x0covershoot_ns\x18\x03 \x01(\x04\x12\"\n\x06\x66rames\x18\x04 \x03(\x0b\x32\x12.sandboxd.v1.Frame\"I\n\x10\x44\x65\x61\x64lineExceeded\x12\x1f\n\x04stop\x18\x01 \x01(\x0b\x32\x11.sandboxd.v1.Stop\x12\x14\n\x0cwall_time_ns\x18\x02 \x01(\x04\",\n\tCancelled\x12\x1f\n\x04stop\x18\x01 \x01(\x0b\x32\x11.sandboxd.v1.Stop\"G\n\x0f\x43puTimeExceeded\x12\x1f\n\x04stop\x18\x01 \x01(\x0b\x32\x11.sandboxd.v1.Stop\x12\x13\n\x0b\x63pu_time_ns\x18\x02 \x01(\x04\".\n\x07\x43rashed\x12\x0e\n\x06signal\x18\x01 \x01(\x05\x12\x13\n\x0bsignal_name\x18\x02 \x01(\t\"#\n\x10SandboxViolation\x12\x0f\n\x07message\x18\x01 \x01(\t\"$\n\x11ProtocolViolation\x12\x0f\n\x07message\x18\x01 \x01(\t\"n\n\x0cSelfReported\x12\x1b\n\x13linear_memory_bytes\x18\x01 \x01(\x04\x12\x1a\n\rfuel_consumed\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x0brun_time_ns\x18\x03 \x01(\x04\x42\x10\n\x0e_fuel_consumed\"\xa0\x03\n\x07Receipt\x12\x15\n\rmodule_digest\x18\x01 \x01(\t\x12\x15\n\rqueue_time_ns\x18\x02 \x01(\x04\x12\x17\n\x0f\x63ompile_time_ns\x18\x03 \x01(\x04\x12\x14\n\x0c\x62ind_time_ns\x18\x04 \x01(\x04\x12\x13\n\x0brun_time_ns\x18\x05 \x01(\x04\x12\x13\n\x0b\x63pu_time_ns\x18\x06 \x01(\x04\x12\x19\n\x11peak_memory_bytes\x18\x07 \x01(\x04\x12\x10\n\x08\x62ytes_in\x18\x08 \x01(\x04\x12\x11\n\tbytes_out\x18\t \x01(\x04\x12*\n\nstart_kind\x18\n \x01(\x0e\x32\x16.sandboxd.v1.StartKind\x12\x16\n\x0e\x65ngine_version\x18\x0b \x01(\t\x12#\n\x06limits\x18\x0c \x01(\x0b\x32\x13.sandboxd.v1.Limits\x12\x30\n\rself_reported\x18\r \x01(\x0b\x32\x19.sandboxd.v1.SelfReported\x12\x18\n\x10isolation_layers\x18\x0e \x03(\t\x12\x19\n\x11isolation_profile\x18\x0f \x01(\t\"\xda\x05\n\x0f\x45xecuteResponse\x12+\n\tcompleted\x18\x01 \x01(\x0b\x32\x16.sandboxd.v1.CompletedH\x00\x12%\n\x06\x65xited\x18\x02 \x01(\x0b\x32\x13.sandboxd.v1.ExitedH\x00\x12\'\n\x07trapped\x18\x03 \x01(\x0b\x32\x14.sandboxd.v1.TrappedH\x00\x12:\n\x11\x64\x65\x61\x64line_exceeded\x18\x04 \x01(\x0b\x32\x1d.sandboxd.v1.DeadlineExceededH\x00\x12+\n\tcancelled\x18\x05 \x01(\x0b\x32\x16.sandboxd.v1.CancelledH\x00\x12\x39\n\x11\x63pu_time_exceeded\x18\x06 \x01(\x0b\x32\x1c.sandboxd.v1.CpuTimeExceededH\x00\x12\x34\n\x0elimit_exceeded\x18\x07 \x01(\x0b\x32\x1a.sandboxd.v1.LimitExceededH\x00\x12,\n\nhost_error\x18\x08 \x01(\x0b\x32\x16.sandboxd.v1.HostErrorH\x00\x12,\n\nlink_error\x18\t \x01(\x0b\x32\x16.sandboxd.v1.LinkErrorH\x00\x12\'\n\x07\x63rashed\x18\n \x01(\x0b\x32\x14.sandboxd.v1.CrashedH\x00\x12:\n\x11sandbox_violation\x18\x0b \x01(\x0b\x32\x1d.sandboxd.v1.SandboxViolationH\x00\x12<\n\x12protocol_violation\x18\x0c \x01(\x0b\x32\x1e.sandboxd.v1.ProtocolViolationH\x00\x12\x0e\n\x06stdout\x18\x14 \x01(\x0c\x12\x0e\n\x06stderr\x18\x15 \x01(\x0c\x12\x1f\n\x04logs\x18\x16 \x01(\x0b\x32\x11.sandboxd.v1.Logs\x12%\n\x07receipt\x18\x1e \x01(\x0b\x32\x14.sandboxd.v1.ReceiptB\t\n\x07outcome\"Z\n\x13\x45xecuteBatchRequest\x12-\n\x08requests\x18\x01 \x03(\x0b\x32\x1b.sandboxd.v1.ExecuteRequest\x12\x14\n\x0cmax_parallel\x18\x02 \x01(\r\"A\n\x14\x45xecuteBatchResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.sandboxd.v1.BatchResult\"}\n\x0b\x42\x61tchResult\x12\r\n\x05index\x18\x01 \x01(\r\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.sandboxd.v1.ExecuteResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result*c\n\rProcessPolicy\x12\x1e\n\x1aPROCESS_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14PROCESS_POLICY_REUSE\x10\x01\x12\x18\n\x14PROCESS_POLICY_FRESH\x10\x02*a\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTAGE_QUEUE\x10\x01\x12\x11\n\rSTAGE_COMPILE\x10\x02\x12\x0e\n\nSTAGE_BIND\x10\x03\x12\r\n\tSTAGE_RUN\x10\x04*{\n\nStopMethod\x12\x1b\n\x17STOP_METHOD_UNSPECIFIED\x10\x00\x12\x1b\n\x17STOP_METHOD_NOT_STARTED\x10\x01\x12\x1b\n\x17STOP_METHOD_INTERRUPTED\x10\x02\x12\x16\n\x12STOP_METHOD_KILLED\x10\x03*\x80\x01\n\tStartKind\x12\x1a\n\x16START_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11START_KIND_REUSED\x10\x01\x12\x14\n\x10START_KIND_SPARE\x10\x02\x12\x13\n\x0fSTART_KIND_COLD\x10\x03\x12\x15\n\x11START_KIND_LOADED\x10\x04\x32\xad\x01\n\x0eSandboxService\x12\x44\n\x07\x45xecute\x12\x1b.sandboxd.v1.ExecuteRequest\x1a\x1c.sandboxd.v1.ExecuteResponse\x12U\n\x0c\x45xecuteBatch\x12 .sandboxd.v1.ExecuteBatchRequest\x1a!.sandboxd.v1.ExecuteBatchResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sandboxd.v1.sandbox_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PROCESSPOLICY']._serialized_start=2352
-  _globals['_PROCESSPOLICY']._serialized_end=2451
-  _globals['_STAGE']._serialized_start=2453
-  _globals['_STAGE']._serialized_end=2550
-  _globals['_STOPMETHOD']._serialized_start=2552
-  _globals['_STOPMETHOD']._serialized_end=2675
-  _globals['_STARTKIND']._serialized_start=2678
-  _globals['_STARTKIND']._serialized_end=2806
-  _globals['_LIMITS']._serialized_start=67
-  _globals['_LIMITS']._serialized_end=325
-  _globals['_EXECUTEREQUEST']._serialized_start=328
-  _globals['_EXECUTEREQUEST']._serialized_end=626
-  _globals['_STOP']._serialized_start=629
-  _globals['_STOP']._serialized_end=769
-  _globals['_DEADLINEEXCEEDED']._serialized_start=771
-  _globals['_DEADLINEEXCEEDED']._serialized_end=844
-  _globals['_CANCELLED']._serialized_start=846
-  _globals['_CANCELLED']._serialized_end=890
-  _globals['_CPUTIMEEXCEEDED']._serialized_start=892
-  _globals['_CPUTIMEEXCEEDED']._serialized_end=963
-  _globals['_CRASHED']._serialized_start=965
-  _globals['_CRASHED']._serialized_end=1011
-  _globals['_SANDBOXVIOLATION']._serialized_start=1013
-  _globals['_SANDBOXVIOLATION']._serialized_end=1048
-  _globals['_PROTOCOLVIOLATION']._serialized_start=1050
-  _globals['_PROTOCOLVIOLATION']._serialized_end=1086
-  _globals['_SELFREPORTED']._serialized_start=1088
-  _globals['_SELFREPORTED']._serialized_end=1198
-  _globals['_RECEIPT']._serialized_start=1201
-  _globals['_RECEIPT']._serialized_end=1617
-  _globals['_EXECUTERESPONSE']._serialized_start=1620
-  _globals['_EXECUTERESPONSE']._serialized_end=2350
-  _globals['_SANDBOXSERVICE']._serialized_start=2808
-  _globals['_SANDBOXSERVICE']._serialized_end=2894
+  _globals['_PROCESSPOLICY']._serialized_start=2663
+  _globals['_PROCESSPOLICY']._serialized_end=2762
+  _globals['_STAGE']._serialized_start=2764
+  _globals['_STAGE']._serialized_end=2861
+  _globals['_STOPMETHOD']._serialized_start=2863
+  _globals['_STOPMETHOD']._serialized_end=2986
+  _globals['_STARTKIND']._serialized_start=2989
+  _globals['_STARTKIND']._serialized_end=3117
+  _globals['_LIMITS']._serialized_start=92
+  _globals['_LIMITS']._serialized_end=350
+  _globals['_EXECUTEREQUEST']._serialized_start=353
+  _globals['_EXECUTEREQUEST']._serialized_end=651
+  _globals['_STOP']._serialized_start=654
+  _globals['_STOP']._serialized_end=794
+  _globals['_DEADLINEEXCEEDED']._serialized_start=796
+  _globals['_DEADLINEEXCEEDED']._serialized_end=869
+  _globals['_CANCELLED']._serialized_start=871
+  _globals['_CANCELLED']._serialized_end=915
+  _globals['_CPUTIMEEXCEEDED']._serialized_start=917
+  _globals['_CPUTIMEEXCEEDED']._serialized_end=988
+  _globals['_CRASHED']._serialized_start=990
+  _globals['_CRASHED']._serialized_end=1036
+  _globals['_SANDBOXVIOLATION']._serialized_start=1038
+  _globals['_SANDBOXVIOLATION']._serialized_end=1073
+  _globals['_PROTOCOLVIOLATION']._serialized_start=1075
+  _globals['_PROTOCOLVIOLATION']._serialized_end=1111
+  _globals['_SELFREPORTED']._serialized_start=1113
+  _globals['_SELFREPORTED']._serialized_end=1223
+  _globals['_RECEIPT']._serialized_start=1226
+  _globals['_RECEIPT']._serialized_end=1642
+  _globals['_EXECUTERESPONSE']._serialized_start=1645
+  _globals['_EXECUTERESPONSE']._serialized_end=2375
+  _globals['_EXECUTEBATCHREQUEST']._serialized_start=2377
+  _globals['_EXECUTEBATCHREQUEST']._serialized_end=2467
+  _globals['_EXECUTEBATCHRESPONSE']._serialized_start=2469
+  _globals['_EXECUTEBATCHRESPONSE']._serialized_end=2534
+  _globals['_BATCHRESULT']._serialized_start=2536
+  _globals['_BATCHRESULT']._serialized_end=2661
+  _globals['_SANDBOXSERVICE']._serialized_start=3120
+  _globals['_SANDBOXSERVICE']._serialized_end=3293
 # @@protoc_insertion_point(module_scope)

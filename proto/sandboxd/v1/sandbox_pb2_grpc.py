@@ -40,6 +40,11 @@ class SandboxServiceStub:
                 request_serializer=sandboxd_dot_v1_dot_sandbox__pb2.ExecuteRequest.SerializeToString,
                 response_deserializer=sandboxd_dot_v1_dot_sandbox__pb2.ExecuteResponse.FromString,
                 _registered_method=True)
+        self.ExecuteBatch = channel.unary_stream(
+                '/sandboxd.v1.SandboxService/ExecuteBatch',
+                request_serializer=sandboxd_dot_v1_dot_sandbox__pb2.ExecuteBatchRequest.SerializeToString,
+                response_deserializer=sandboxd_dot_v1_dot_sandbox__pb2.ExecuteBatchResponse.FromString,
+                _registered_method=True)
 
 
 class SandboxServiceServicer:
@@ -58,6 +63,28 @@ class SandboxServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExecuteBatch(self, request, context):
+        """ExecuteBatch runs many calls for the price of one message each way.
+
+        Every request is an Execute of its own: a fresh instance, its own limits, its
+        own receipt, and its own error, which harms no other request. Results come as
+        calls end, in any order, several in a message; the stream ends with status OK
+        once there is one for every request. Any other status is about the batch as a
+        whole: requests without a result by then may have run in part or not at all.
+
+        The gRPC deadline bounds the whole batch. When it passes, or when the client
+        cancels or goes away, running calls are stopped and the others never start.
+        A client that does not read results holds up its own batch: no further
+        request is taken up until it reads, and after 5 minutes the batch ends with
+        DEADLINE_EXCEEDED.
+
+        A daemon that stops refuses a new batch, and answers what an earlier one has
+        not taken up yet with UNAVAILABLE, reason SHUTTING_DOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SandboxServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -65,6 +92,11 @@ def add_SandboxServiceServicer_to_server(servicer, server):
                     servicer.Execute,
                     request_deserializer=sandboxd_dot_v1_dot_sandbox__pb2.ExecuteRequest.FromString,
                     response_serializer=sandboxd_dot_v1_dot_sandbox__pb2.ExecuteResponse.SerializeToString,
+            ),
+            'ExecuteBatch': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExecuteBatch,
+                    request_deserializer=sandboxd_dot_v1_dot_sandbox__pb2.ExecuteBatchRequest.FromString,
+                    response_serializer=sandboxd_dot_v1_dot_sandbox__pb2.ExecuteBatchResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -95,6 +127,33 @@ class SandboxService:
             '/sandboxd.v1.SandboxService/Execute',
             sandboxd_dot_v1_dot_sandbox__pb2.ExecuteRequest.SerializeToString,
             sandboxd_dot_v1_dot_sandbox__pb2.ExecuteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExecuteBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sandboxd.v1.SandboxService/ExecuteBatch',
+            sandboxd_dot_v1_dot_sandbox__pb2.ExecuteBatchRequest.SerializeToString,
+            sandboxd_dot_v1_dot_sandbox__pb2.ExecuteBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

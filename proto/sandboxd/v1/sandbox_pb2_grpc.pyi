@@ -41,6 +41,24 @@ class SandboxServiceStub:
     details: ErrorInfo (domain "sandboxd", a stable reason) always, BadRequest
     for INVALID_ARGUMENT, RetryInfo where a retry can help. See docs/errors.md.
     """
+    ExecuteBatch: _grpc.UnaryStreamMultiCallable[_sandbox_pb2.ExecuteBatchRequest, _sandbox_pb2.ExecuteBatchResponse]
+    """ExecuteBatch runs many calls for the price of one message each way.
+
+    Every request is an Execute of its own: a fresh instance, its own limits, its
+    own receipt, and its own error, which harms no other request. Results come as
+    calls end, in any order, several in a message; the stream ends with status OK
+    once there is one for every request. Any other status is about the batch as a
+    whole: requests without a result by then may have run in part or not at all.
+
+    The gRPC deadline bounds the whole batch. When it passes, or when the client
+    cancels or goes away, running calls are stopped and the others never start.
+    A client that does not read results holds up its own batch: no further
+    request is taken up until it reads, and after 5 minutes the batch ends with
+    DEADLINE_EXCEEDED.
+
+    A daemon that stops refuses a new batch, and answers what an earlier one has
+    not taken up yet with UNAVAILABLE, reason SHUTTING_DOWN.
+    """
 
 @_typing.type_check_only
 class SandboxServiceAsyncStub(SandboxServiceStub):
@@ -54,6 +72,24 @@ class SandboxServiceAsyncStub(SandboxServiceStub):
     the request or the daemon did wrong is a gRPC status with google.rpc
     details: ErrorInfo (domain "sandboxd", a stable reason) always, BadRequest
     for INVALID_ARGUMENT, RetryInfo where a retry can help. See docs/errors.md.
+    """
+    ExecuteBatch: _aio.UnaryStreamMultiCallable[_sandbox_pb2.ExecuteBatchRequest, _sandbox_pb2.ExecuteBatchResponse]  # type: ignore[assignment]
+    """ExecuteBatch runs many calls for the price of one message each way.
+
+    Every request is an Execute of its own: a fresh instance, its own limits, its
+    own receipt, and its own error, which harms no other request. Results come as
+    calls end, in any order, several in a message; the stream ends with status OK
+    once there is one for every request. Any other status is about the batch as a
+    whole: requests without a result by then may have run in part or not at all.
+
+    The gRPC deadline bounds the whole batch. When it passes, or when the client
+    cancels or goes away, running calls are stopped and the others never start.
+    A client that does not read results holds up its own batch: no further
+    request is taken up until it reads, and after 5 minutes the batch ends with
+    DEADLINE_EXCEEDED.
+
+    A daemon that stops refuses a new batch, and answers what an earlier one has
+    not taken up yet with UNAVAILABLE, reason SHUTTING_DOWN.
     """
 
 class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -71,6 +107,30 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
         the request or the daemon did wrong is a gRPC status with google.rpc
         details: ErrorInfo (domain "sandboxd", a stable reason) always, BadRequest
         for INVALID_ARGUMENT, RetryInfo where a retry can help. See docs/errors.md.
+        """
+
+    @_abc_1.abstractmethod
+    def ExecuteBatch(
+        self,
+        request: _sandbox_pb2.ExecuteBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_sandbox_pb2.ExecuteBatchResponse], _abc.AsyncIterator[_sandbox_pb2.ExecuteBatchResponse]]:
+        """ExecuteBatch runs many calls for the price of one message each way.
+
+        Every request is an Execute of its own: a fresh instance, its own limits, its
+        own receipt, and its own error, which harms no other request. Results come as
+        calls end, in any order, several in a message; the stream ends with status OK
+        once there is one for every request. Any other status is about the batch as a
+        whole: requests without a result by then may have run in part or not at all.
+
+        The gRPC deadline bounds the whole batch. When it passes, or when the client
+        cancels or goes away, running calls are stopped and the others never start.
+        A client that does not read results holds up its own batch: no further
+        request is taken up until it reads, and after 5 minutes the batch ends with
+        DEADLINE_EXCEEDED.
+
+        A daemon that stops refuses a new batch, and answers what an earlier one has
+        not taken up yet with UNAVAILABLE, reason SHUTTING_DOWN.
         """
 
 def add_SandboxServiceServicer_to_server(servicer: SandboxServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,6 +26,7 @@ from sandboxd.supervisor import (
     state_directory,
     status,
 )
+from sandboxd.supervisor.batch_execution import BatchExecutor
 from sandboxd.supervisor.errors import StartError
 from sandboxd.supervisor.gate import Gate, shutting_down
 from sandboxd.supervisor.parts import Parts
@@ -215,11 +216,13 @@ class Daemon:
             await asyncio.sleep(interval_s)
 
     def _add_services(self, server: aio.Server) -> None:
-        wrapping = HardenedServer(server, self._parts.stats, self._gate, _GATED)
-        SandboxService(self._parts.executor).add_to(wrapping)
+        parts = self._parts
+        wrapping = HardenedServer(server, parts.stats, self._gate, _GATED)
+        batches = BatchExecutor(parts.executor, self._gate, parts.stats, self._settings.max_runners)
+        SandboxService(parts.executor, batches).add_to(wrapping)
         hardened: aio.Server = wrapping  # type: ignore[assignment]
         module_pb2_grpc.add_ModuleServiceServicer_to_server(
-            ModuleService(self._parts.store, self._parts.compiles, self._settings.push_time / 1000),
+            ModuleService(parts.store, parts.compiles, self._settings.push_time / 1000),
             hardened,
         )
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(self.snapshot), hardened)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Collection, Iterator
+from collections.abc import Awaitable, Collection
 from typing import TypeVar
 
 from sandboxd.supervisor import faults, requests
@@ -21,6 +21,7 @@ from sandboxd.supervisor.artifacts import Artifact
 from sandboxd.supervisor.call import Call, Received, held_memory, job_frame
 from sandboxd.supervisor.compilation import CompileService
 from sandboxd.supervisor.forecast import Expected
+from sandboxd.supervisor.held import HeldMemory
 from sandboxd.supervisor.keys import Key, digest_of
 from sandboxd.supervisor.layers import Layers
 from sandboxd.supervisor.lifecycle import State
@@ -49,7 +50,7 @@ class Executor:
     """Runs calls. Shared by all of them; holds no state of any one.
 
     `layers` are those of the present zygote, None while there is none; `responder` tells what
-    became of calls.
+    became of calls; `held` counts the memory of those that wait.
     """
 
     def __init__(
@@ -68,12 +69,11 @@ class Executor:
         self._policy = policy
         self._stats = stats
         self._grace_s = grace_s
-        self._held_bytes = 0
-        self._max_held_bytes = max_held_bytes
         self._alarms = Alarms()
         self._loop = asyncio.get_running_loop()
         self._abandoned: set[asyncio.Task[None]] = set()
         self._default_limits = policy.resolve(_NO_LIMITS)
+        self.held = HeldMemory(max_held_bytes)
         self.layers: Layers | None = None
         self.responder = Responder()
 
@@ -129,7 +129,7 @@ class Executor:
         request = call.request
         artifact = self._compiles.cache.get(call.key)
         if artifact is None:
-            with self._held(call):
+            with self.held.hold(held_memory(call.received[1])):
                 artifact = await self._compiled(call)
         requests.check_fits(request, call.kind, artifact.info)
         if time.monotonic() >= call.deadline_at:
@@ -137,7 +137,7 @@ class Executor:
         fresh = request.process == sandbox_pb2.PROCESS_POLICY_FRESH
         runner = self._pool.acquire_nowait(call.key, fresh)
         if runner is None:
-            with self._held(call):
+            with self.held.hold(held_memory(call.received[1])):
                 runner = await self._queued(call, fresh)
         elif runner.state is State.SPARE:
             call.start_kind = sandbox_pb2.START_KIND_SPARE
@@ -146,21 +146,6 @@ class Executor:
         else:
             call.start_kind = sandbox_pb2.START_KIND_LOADED
         return await self._on_runner(call, runner, artifact, fresh)
-
-    @contextlib.contextmanager
-    def _held(self, call: Call) -> Iterator[None]:
-        """Count the bytes of a request that has to wait. Raises `faults.QueueFull`."""
-        held_bytes = held_memory(call.received[1])
-        if self._held_bytes + held_bytes > self._max_held_bytes:
-            raise faults.QueueFull(
-                f"calls that wait hold {self._held_bytes} bytes already; retry later",
-                retry_after_s=0.5,
-            )
-        self._held_bytes += held_bytes
-        try:
-            yield
-        finally:
-            self._held_bytes -= held_bytes
 
     async def _compiled(self, call: Call) -> Artifact:
         started_at = self._loop.time()

@@ -24,7 +24,7 @@ them for users.
     ├── CompilerLost          UNAVAILABLE        retryable
     ├── ShuttingDown          UNAVAILABLE        retryable, elsewhere or later: nothing ran
     ├── CutOff                UNAVAILABLE        the daemon stopped; the guest may have run
-    └── DeadlineFault         DEADLINE_EXCEEDED  a push did not finish in its time
+    └── DeadlineFault         DEADLINE_EXCEEDED  a push or a batch did not finish in its time
 """
 
 from __future__ import annotations
@@ -253,7 +253,10 @@ class CutOff(Fault):
 
 
 class DeadlineFault(Fault):
-    """A push was not received in the daemon's time for it, or not stored in its gRPC deadline."""
+    """A push was not received in the daemon's time for it, or not stored in its gRPC deadline.
+
+    Likewise a batch that did not end in its gRPC deadline, or whose client does not read.
+    """
 
     status = grpc.StatusCode.DEADLINE_EXCEEDED
     reason = "DEADLINE_EXCEEDED"

@@ -165,16 +165,16 @@ def _count_fields(data: memoryview, limit: int, fields: _Fields) -> int:
     """Count, but not far beyond `limit`. Raises IndexError for what is not such a message."""
     count = at = 0
     while at < len(data) and count <= limit:
-        key, at = _varint(data, at)
+        key, at = read_varint(data, at)
         if key not in fields:
             raise IndexError
         match key & 7:
             case 0:
-                _, at = _varint(data, at)
+                _, at = read_varint(data, at)
             case 1:
                 at += 8
             case 2:
-                size, at = _varint(data, at)
+                size, at = read_varint(data, at)
                 inside = fields[key]
                 if inside is not None:
                     count += _count_fields(data[at : at + size], limit - count, inside)
@@ -187,7 +187,11 @@ def _count_fields(data: memoryview, limit: int, fields: _Fields) -> int:
     return count
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
+def read_varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
+    """Return the number that begins at `at`, and where it ends.
+
+    Raises IndexError if it does not end, or is longer than the longest (10 bytes).
+    """
     number = shift = 0
     while True:
         byte = data[at]

@@ -150,7 +150,10 @@ class Settings:
     )
     queue_capacity: int = _option(1024, "Most calls that may wait for a runner.", WAITING)
     queue_bytes: int = _option(
-        256 * MIB, "Most memory that calls may hold while they wait for compiler or runner.", SIZE
+        256 * MIB,
+        "Most memory that calls may hold while they wait for compiler or runner, and batches until "
+        "they end.",
+        SIZE,
     )
     runner_max_executions: int = _option(1000, "Calls that a runner serves before it ends.", COUNT)
     runner_max_age: int = _option("1h", "Age at which a runner ends.", DURATION)

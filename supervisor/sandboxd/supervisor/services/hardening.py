@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -19,23 +17,15 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
-from sandboxd.supervisor import faults
+from sandboxd.supervisor import faults, refusal
 from sandboxd.supervisor.gate import Gate
 from sandboxd.supervisor.stats import Stats
 
-log = logging.getLogger(__name__)
-
-# What an OSError says when the daemon, not the request, is at its limits.
-_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 # Streams of answers (health watches, reflection) that may be open at once: they live as long as
 # clients like. Beyond that, the oldest one ends.
 MAX_STREAMS = 64
 _OPEN: AbstractContextManager[None] = nullcontext()
 _MALFORMED = object()
-_BAD_BYTES = (
-    "the bytes are not a protobuf message of this method's request type, or have more or other "
-    "fields than it needs"
-)
 
 
 class HardenedServer:
@@ -72,24 +62,31 @@ class HardenedServer:
         decode = _tolerant(handler.request_deserializer)
         encode = handler.response_serializer
         if handler.unary_unary is not None:
-            behaviour = self._unary(handler.unary_unary, gate)
+            behaviour = self._call(handler.unary_unary, gate)
             return grpc.unary_unary_rpc_method_handler(behaviour, decode, encode)
         if handler.stream_unary is not None:
             streamed = self._stream_in(handler.stream_unary, gate)
             return grpc.stream_unary_rpc_method_handler(streamed, decode, encode)
         if handler.unary_stream is not None:
-            streaming = self._stream_out(handler.unary_stream)
+            # One that the gate counts is a call, which ends by itself; any other lives for as long
+            # as its client likes.
+            streaming = (
+                self._stream_out(handler.unary_stream)
+                if gate is _OPEN
+                else self._call(handler.unary_stream, gate)
+            )
             return grpc.unary_stream_rpc_method_handler(streaming, decode, encode)
         both = self._stream_both(handler.stream_stream)
         return grpc.stream_stream_rpc_method_handler(both, decode, encode)
 
-    def _unary(
-        self, method: Callable[..., Awaitable[Any]], gate: AbstractContextManager[None]
+    def _call(
+        self, method: Callable[..., Any], gate: AbstractContextManager[None]
     ) -> Callable[..., Awaitable[Any]]:
+        # One request; the answer is returned, or written through the context.
         async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
             try:
                 if request is _MALFORMED:
-                    raise faults.MalformedMessage(_BAD_BYTES)
+                    raise refusal.malformed()
                 with gate:
                     return await method(request, context)
             except Exception as error:  # noqa: BLE001 - the last line before the transport
@@ -116,7 +113,7 @@ class HardenedServer:
         async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
             try:
                 if request is _MALFORMED:
-                    raise faults.MalformedMessage(_BAD_BYTES)
+                    raise refusal.malformed()
                 async with self._stream():
                     await method(request, context)
             except Exception as error:  # noqa: BLE001 - the last line before the transport
@@ -164,20 +161,15 @@ class HardenedServer:
     async def _refuse(self, context: aio.ServicerContext[Any, Any], error: Exception) -> None:
         if isinstance(error, aio.AbortError):
             raise error
-        if isinstance(error, OSError) and error.errno in _SHORTAGES:
-            log.error("out of resources: %s", error.strerror)
-            error = faults.Overloaded("the daemon is out of resources; retry", retry_after_s=1.0)
-        if not isinstance(error, faults.Fault):
-            log.error("a bug, answered with INTERNAL", exc_info=error)
-            self._stats.fault("INTERNAL")
-            await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the daemon's log")
-        assert isinstance(error, faults.Fault)
-        self._stats.fault(error.reason)
+        fault = refusal.fault_of(error, self._stats)
+        if fault is None:
+            await context.abort(grpc.StatusCode.INTERNAL, refusal.INTERNAL_MESSAGE)
+        assert fault is not None, "abort raises"
         # gRPC keeps the exception that ends a call in a reference cycle, and with it this one. Its
         # frames hold the request: megabytes that would wait for the garbage collector.
-        error.__traceback__ = error.__context__ = error.__cause__ = None
-        trailer = ((faults.DETAILS_KEY, error.details()),)
-        await context.abort(error.status, error.message, trailer)
+        fault.__traceback__ = fault.__context__ = fault.__cause__ = None
+        trailer = ((faults.DETAILS_KEY, fault.details()),)
+        await context.abort(fault.status, fault.message, trailer)
 
 
 def _tolerant(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
@@ -197,5 +189,5 @@ def _tolerant(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] |
 async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
         if request is _MALFORMED:
-            raise faults.MalformedMessage(_BAD_BYTES)
+            raise refusal.malformed()
         yield request

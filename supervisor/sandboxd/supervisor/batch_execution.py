@@ -1,0 +1,135 @@
+"""One ExecuteBatch: workers take its items in order, and each item is an Execute.
+
+    split -> workers: decode, execute, put the result into its field -> stream of results
+
+What a batch saves is the transport: the rest of an item's way is that of a call
+(execution.py). An item is decoded only when a worker takes it up, and a worker takes up none while
+the daemon stops, after the batch's deadline, or while more results wait than its client reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+
+from google.protobuf.message import DecodeError
+
+from sandboxd.supervisor import batch as wire
+from sandboxd.supervisor import faults, refusal
+from sandboxd.supervisor.call import Received, decode
+from sandboxd.supervisor.execution import Executor
+from sandboxd.supervisor.gate import Gate, shutting_down
+from sandboxd.supervisor.result_stream import ResultStream
+from sandboxd.supervisor.stats import Stats
+
+Write = Callable[[bytes], Awaitable[None]]
+"""Sends one serialized ExecuteBatchResponse; returns when the transport has taken it."""
+
+
+class BatchExecutor:
+    """Runs batches. Shared by all of them; holds no state of any one.
+
+    `max_runners`: more items of one batch than this are never under way at once.
+    """
+
+    def __init__(self, executor: Executor, gate: Gate, stats: Stats, max_runners: int) -> None:
+        self._executor = executor
+        self._gate = gate
+        self._stats = stats
+        self._max_parallel = max_runners
+        # One call for every processor, and one to go on with while a result is on its way here.
+        # Compared by hand on two processors: 5 to 7 % more calls per second, none if they are busy.
+        self._default_parallel = min(max_runners, len(os.sched_getaffinity(0)) + 1)
+
+    async def execute(
+        self, tenant: str, raw: bytes, write: Write, grpc_remaining_s: float | None
+    ) -> None:
+        """Run the items of a serialized ExecuteBatchRequest and write what comes of them.
+
+        Raises `faults.Fault` for what is wrong with the batch as a whole, and what `write` raises.
+        """
+        deadline_at = None if grpc_remaining_s is None else time.monotonic() + grpc_remaining_s
+        try:
+            batch = wire.split(raw)
+        except DecodeError:
+            raise refusal.malformed() from None
+        parallel = min(batch.max_parallel or self._default_parallel, self._max_parallel)
+        with self._executor.held.hold(batch.held_bytes):
+            results = ResultStream(write)
+            run = _Run(self._executor, self._gate, self._stats, tenant, batch, results, deadline_at)
+            try:
+                await run.to_the_end(min(parallel, len(batch.items)))
+            except ExceptionGroup as group:
+                # What is wrong with an item is its result: this is what ended the batch.
+                raise group.exceptions[0] from None
+
+
+class _Run:
+    """One batch under way."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        gate: Gate,
+        stats: Stats,
+        tenant: str,
+        batch: wire.Batch,
+        results: ResultStream,
+        deadline_at: float | None,
+    ) -> None:
+        self._executor = executor
+        self._gate = gate
+        self._stats = stats
+        self._tenant = tenant
+        self._raw = batch.raw
+        # Shared by the workers: whoever is free takes the next one.
+        self._items = enumerate(batch.items)
+        self._results = results
+        self._deadline_at = deadline_at
+
+    async def to_the_end(self, workers: int) -> None:
+        """Run and write everything. Cancelled, or if one of them fails, all of them end."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._results.run())
+            working = [group.create_task(self._work()) for _ in range(workers)]
+            await asyncio.wait(working)
+            self._results.finish()
+
+    async def _work(self) -> None:
+        results, execute, tenant = self._results, self._executor.execute, self._tenant
+        for index, place in self._items:
+            remaining_s = self._remaining_s()
+            try:
+                response = await execute(tenant, self._take_up(place), remaining_s)
+            except Exception as error:  # noqa: BLE001 - as what an Execute raises
+                results.add(wire.error_result(index, refusal.status_of(error, self._stats)))
+                # Refused before it waited for anything: thousands of those in a row must not keep
+                # the event loop from all others.
+                await asyncio.sleep(0)
+            else:
+                results.add(wire.response_result(index, response))
+            while results.full:
+                await results.room()
+
+    def _take_up(self, place: slice) -> Received:
+        """Decode an item. Raises `faults.ShuttingDown` or `faults.MalformedMessage`."""
+        if self._gate.closed:
+            raise shutting_down()
+        try:
+            return decode(self._raw[place])
+        except DecodeError:
+            raise refusal.malformed() from None
+
+    def _remaining_s(self) -> float | None:
+        """Return the seconds that are left of the batch's deadline; None if it has none.
+
+        Raises `faults.DeadlineFault` if it passed: the transport tells a moment later.
+        """
+        if self._deadline_at is None:
+            return None
+        remaining_s = self._deadline_at - time.monotonic()
+        if remaining_s <= 0:
+            raise faults.DeadlineFault("the deadline passed before all of the batch was run")
+        return remaining_s
