@@ -79,7 +79,7 @@ class Ratio:
     """One side's value over another's, and what it should be.
 
     Without `to` it is the value itself. On a curve the goal holds at `at`, or at the last point.
-    `says` is what the table calls it.
+    `says` is what the table calls it. One that is `alone` is told at `at` only, and says so itself.
     """
 
     says: str
@@ -87,6 +87,7 @@ class Ratio:
     to: str = ""
     goal: Goal | None = None
     at: float | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

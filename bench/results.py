@@ -137,6 +137,8 @@ def ratios_of(figure: Figure, points: Sequence[PointResult]) -> list[RatioResult
     found: list[RatioResult] = []
     for ratio in figure.ratios:
         at = [_ratio_at(ratio, point) for point in points if point.side(ratio.of) is not None]
+        if ratio.alone:
+            at = [msgspec.structs.replace(entry, x=None) for entry in at if entry.x == ratio.at]
         if not at:
             at = [RatioResult(ratio.says, None, None, "not reached")]
         if ratio.goal is not None:

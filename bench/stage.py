@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 GUESTS = ROOT / "examples" / "guests"
 
+Metadata = tuple[tuple[str, str], ...]
+"""Of a gRPC call: keys and values."""
+
 START_TIMEOUT_S = 30.0
 _CHUNK_BYTES = 1_000_000
 
@@ -75,17 +78,17 @@ class Daemon(Endpoint):
         self._modules = module_pb2_grpc.ModuleServiceStub(channel)
         self._admin = admin_pb2_grpc.AdminServiceStub(channel)
 
-    async def push(self, wasm: bytes) -> str:
+    async def push(self, wasm: bytes, metadata: Metadata = ()) -> str:
         """Push and compile a module; return its digest."""
-        return (await self.push_timed(wasm)).module.digest
+        return (await self.push_timed(wasm, metadata)).module.digest
 
-    async def push_timed(self, wasm: bytes) -> module_pb2.PushResponse:
+    async def push_timed(self, wasm: bytes, metadata: Metadata = ()) -> module_pb2.PushResponse:
         """Push and compile a module; the response tells how long compiling took."""
         parts = [
             module_pb2.PushRequest(chunk=wasm[at : at + _CHUNK_BYTES])
             for at in range(0, len(wasm), _CHUNK_BYTES)
         ]
-        return await self._modules.Push(iter(parts))
+        return await self._modules.Push(iter(parts), metadata=metadata)
 
     async def delete(self, digest: str) -> None:
         """Delete a module."""

@@ -15,9 +15,9 @@ from bench.figure import (
     Ratio,
     Settings,
     Side,
-    absent,
     at_most,
 )
+from bench.figures import tenants
 from bench.figures.fresh import burst_median, call_of_digest, in_turn
 from bench.figures.setting import (
     CALLS_PER_CONNECTION,
@@ -99,16 +99,6 @@ async def _variant(daemon: Daemon, number: int) -> Execute:
     return call_of(daemon, requests.bytes_call(digest, "echo", INPUT))
 
 
-async def _tenants(stage: Stage) -> AsyncGenerator[Part, None]:
-    why = "clients cannot choose a tenant yet: every call is the one tenant's"
-    yield Point([absent("100 tenants", why), absent("1 tenant", why)])
-    yield Note(
-        "A tenant is part of every key (a runner, an artifact, a stored module), so that more of "
-        "them are to the daemon what more modules are: see the curve above. What identities will "
-        "cost (telling who calls, quotas) is not in it."
-    )
-
-
 # --- sizes of modules -----------------------------------------------------------------------------
 
 
@@ -181,18 +171,7 @@ def figures(settings: Settings) -> list[Figure]:
             [Ratio("bound p50, so many modules stored / one", _MANY, _ONE, at_most(1.1))],
             Axis("modules stored"),
         ),
-        Figure(
-            "tenants",
-            "Tenants, from 1 to 100",
-            SECTION,
-            "s",
-            _tenants,
-            [
-                Ratio(
-                    "bound p50 with 100 tenants / with one", "100 tenants", "1 tenant", at_most(1.1)
-                )
-            ],
-        ),
+        tenants.figure(SECTION, settings),
         Figure(
             "module-size-curve",
             "Modules from 1 KB to 70 MB",

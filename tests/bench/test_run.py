@@ -88,6 +88,8 @@ async def test_the_goal_of_a_curve_holds_at_its_last_point_unless_told_otherwise
     assert [ratio.goal for ratio in last.ratios] == [None, None, 1]
     middle = await _measured(*points, ratios=[Ratio("a", "a", goal=at_most(1), at=2)])
     assert [ratio.goal for ratio in middle.ratios] == [None, 1, None]
+    alone = await _measured(*points, ratios=[Ratio("a", "a", goal=at_most(1), at=2, alone=True)])
+    assert [(ratio.x, ratio.goal) for ratio in alone.ratios] == [(None, 1)]
 
 
 async def test_an_exception_ends_the_figure_and_keeps_what_was_found() -> None:
