@@ -155,7 +155,9 @@ class Settings:
         "they end.",
         SIZE,
     )
-    runner_max_executions: int = _option(1000, "Calls that a runner serves before it ends.", COUNT)
+    runner_max_executions: int = _option(
+        10_000, "Calls that a runner serves before it ends.", COUNT
+    )
     runner_max_age: int = _option("1h", "Age at which a runner ends.", DURATION)
     runner_idle_timeout: int = _option("5m", "Idle time after which a runner ends.", DURATION)
     grace: int = _option(
