@@ -94,6 +94,39 @@ def test_a_start_function_runs_in_its_call(quiet: Any, wat: Callable[[str], byte
             assert [entry.number.i32 for entry in response.logs.entries] == [7]
 
 
+@pytest.mark.parametrize("ending", ["trapped", "deadline_exceeded"])
+def test_a_module_whose_calls_end_badly_again_and_again_is_bound_ahead(
+    quiet: Any, sink_wasm: bytes, ending: str
+) -> None:
+    digest = quiet.push(sink_wasm)
+    bad = typed(digest, "trap") if ending == "trapped" else typed(digest, "spin", wall_time_ms=50)
+    with calling(quiet) as caller:
+        for _ in range(3):
+            assert caller.execute(bad).WhichOneof("outcome") == ending
+        eventually(lambda: bool(ahead(quiet, digest)), "a runner is bound ahead")
+        response = caller.execute(typed(digest, "add", i32(1), i32(2)))
+    assert response.receipt.start_kind == LOADED
+    assert response.completed.results[0].i32 == 3
+
+
+def test_a_module_whose_clients_go_away_again_and_again_is_bound_ahead(
+    quiet: Any, sink_wasm: bytes
+) -> None:
+    digest = quiet.push(sink_wasm)
+    with calling(quiet) as caller:
+        for _ in range(3):
+            call = caller.sandbox.Execute.future(typed(digest, "spin", wall_time_ms=60_000))
+            quiet.wait_status(
+                lambda status: any(
+                    one.state == admin_pb2.RUNNER_STATE_BUSY and one.module_digest == digest
+                    for one in status.runners
+                )
+            )
+            call.cancel()
+            quiet.wait_status(lambda status: status.pool.busy == 0)
+        eventually(lambda: bool(ahead(quiet, digest)), "a runner is bound ahead")
+
+
 def test_limits_are_those_of_the_call(quiet: Any, wat: Callable[[str], bytes]) -> None:
     grow = wat("""(module (memory (export "memory") 1)
       (func (export "grow") (param i32) (result i32) (memory.grow (local.get 0))))""")

@@ -125,7 +125,8 @@ class _StartKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StartKind.V
     """A process forked for this call."""
     START_KIND_LOADED: _StartKind.ValueType  # 4
     """A process that had loaded this module ahead of need, and has run no guest:
-    for modules that are called with PROCESS_POLICY_FRESH again and again.
+    for modules whose calls use processes up again and again (they ask for one
+    of their own, trap, or are stopped).
     """
 
 class StartKind(_StartKind, metaclass=_StartKindEnumTypeWrapper):
@@ -141,7 +142,8 @@ START_KIND_COLD: StartKind.ValueType  # 3
 """A process forked for this call."""
 START_KIND_LOADED: StartKind.ValueType  # 4
 """A process that had loaded this module ahead of need, and has run no guest:
-for modules that are called with PROCESS_POLICY_FRESH again and again.
+for modules whose calls use processes up again and again (they ask for one
+of their own, trap, or are stopped).
 """
 Global___StartKind: _TypeAlias = StartKind  # noqa: Y015
 

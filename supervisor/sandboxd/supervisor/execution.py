@@ -229,6 +229,8 @@ class Executor:
             ending = await answer
         except asyncio.CancelledError:
             watchdog.stop(StopReason.CANCELLED)
+            if runner.bound_at:
+                self._pool.expect(_again(call, artifact))
             self._abandon(call, runner, watchdog, handed_at, base_cpu_ns)
             raise
         watchdog.disarm()
@@ -240,17 +242,18 @@ class Executor:
             outcome, response = self.responder.respond(call, runner, ending, watchdog, written)
             # By the final verdict: a lie may be found only when the answer is put together.
             clean = watchdog.reason is None and outcome in _CLEAN and rested
-            if fresh and clean:
-                self._pool.expect(_again(call, artifact))
             return outcome, response
         finally:
             if clean and not fresh and runner.state is State.BUSY:
                 runner.finish(now, cpu_time_ns)
                 self._pool.release(runner, reusable=True)
-            elif clean and runner.state is State.BUSY:
-                self._pool.discard(runner)
             else:
-                self._pool.release(runner, reusable=False)
+                if runner.bound_at:
+                    self._pool.expect(_again(call, artifact))
+                if clean and runner.state is State.BUSY:
+                    self._pool.discard(runner)
+                else:
+                    self._pool.release(runner, reusable=False)
 
     # --- a call that nobody waits for any more ---------------------------------------------------
 

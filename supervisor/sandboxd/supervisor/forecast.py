@@ -1,10 +1,10 @@
 """Which modules will be wanted next in a process that has run nothing.
 
-A call that asks for a process of its own cannot use one that has served before, and to load the
-module takes longer than most calls do. So runners are bound ahead of need to modules that are
-called that way again and again. Each such call makes up for the runner that it took, so that there
-are as many ahead as calls come in one burst, up to a limit of all modules together. Modules that
-are called once are none of it.
+A call that asks for a process of its own cannot use one that has served before; one that traps, or
+is stopped, leaves none for the next call. And to load a module takes longer than most calls do. So
+runners are bound ahead of need to modules whose calls use processes up again and again. Each such
+call makes up for the runner that it took, so that there are as many ahead as calls come in one
+burst, up to a limit of all modules together. Modules to which it happens once are none of it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Forecast:
         return len(self._due)
 
     def recurs(self, key: Key, now: float) -> bool:
-        """Take note that a module was called at `now`, in seconds; True if that was to be expected.
+        """Take note that a call used a process up at `now`, in seconds; True if it is a habit.
 
         Always False with a limit of 0.
         """

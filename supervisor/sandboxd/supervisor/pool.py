@@ -226,7 +226,7 @@ class Pool:
     # --- binding ahead ---------------------------------------------------------------------------
 
     def expect(self, call: Expected) -> None:
-        """Take note of a call that needed a process that has run nothing, and ended well."""
+        """Take note of a call that used up a process of its module: the next one needs another."""
         now = self._loop.time()
         if not self._forecast.recurs(call.key, now):
             return

@@ -144,8 +144,9 @@ class Settings:
     )
     ahead_runners: int = _option(
         4,
-        "Runner processes kept bound ahead of need, for modules that are called again and again in "
-        "a process of their own (PROCESS_POLICY_FRESH). At most a quarter of --max-runners.",
+        "Runner processes kept bound ahead of need, for modules whose calls use processes up again "
+        "and again: they ask for one of their own, trap, or are stopped. At most a quarter of "
+        "--max-runners.",
         click.IntRange(0, 10_000),
     )
     queue_capacity: int = _option(1024, "Most calls that may wait for a runner.", WAITING)
