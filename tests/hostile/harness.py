@@ -107,6 +107,7 @@ class Bench:
                     status.pool.busy
                     or status.pool.dying
                     or status.pool.starting
+                    or status.pool.loading
                     or status.queue.depth
                     or status.compiling
                 )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.conftest import DaemonProcess
-from tests.hostile import clients, guests, pushes
+from tests.hostile import batches, clients, guests, pushes
 from tests.hostile.harness import (
     DAEMON_ARGUMENTS,
     DESCRIPTORS_ALLOWANCE,
@@ -28,7 +28,7 @@ from tests.hostile.harness import (
 # Of the daemon's log, this much is shown where it tells of a bug.
 BUG_LINES = 30
 
-ROWS: Sequence[Row] = (*guests.ROWS, *pushes.ROWS, *clients.ROWS)
+ROWS: Sequence[Row] = (*guests.ROWS, *pushes.ROWS, *clients.ROWS, *batches.ROWS)
 
 
 def line(finding: Finding) -> str:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
-from collections.abc import Callable
+import weakref
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from sandboxd.supervisor import faults
+from sandboxd.supervisor import batch_execution, faults
 from sandboxd.supervisor.batch_execution import BatchExecutor
 from sandboxd.supervisor.call import Received
 from sandboxd.supervisor.execution import Executor
 from sandboxd.supervisor.gate import Gate
 from sandboxd.supervisor.held import HeldMemory
-from sandboxd.supervisor.result_stream import MAX_WAITING_BYTES
+from sandboxd.supervisor.result_stream import MAX_WAITING_BYTES, ResultStream
 from sandboxd.supervisor.stats import Stats
 from sandboxd.v1 import sandbox_pb2
 
@@ -213,3 +215,41 @@ async def test_what_is_held_already_leaves_no_room_for_a_batch(bench: Bench) -> 
         await bench.run()
     assert caught.value.retry_after_s
     assert bench.calls.taken == []
+
+
+@pytest.mark.parametrize("ending", ["cancel", "a write that fails"])
+async def test_nothing_of_a_batch_that_broke_off_waits_for_the_garbage_collector(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """Results, runners and requests are megabytes, and a client can break off as it likes."""
+    streams: list[weakref.ref[ResultStream]] = []
+
+    def watched(write: Callable[[bytes], Awaitable[None]]) -> ResultStream:
+        stream = ResultStream(write)
+        streams.append(weakref.ref(stream))
+        return stream
+
+    async def fail(message: bytes) -> None:
+        raise ConnectionError("the client is gone")
+
+    monkeypatch.setattr(batch_execution, "ResultStream", watched)
+    gc.collect()
+    gc.disable()
+    try:
+        if ending == "cancel":
+            bench.reads.clear()
+            task = asyncio.ensure_future(bench.run())
+            while not bench.calls.taken:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            del task
+        else:
+            monkeypatch.setattr(bench, "write", fail)
+            with pytest.raises(ConnectionError):
+                await bench.run()
+        await asyncio.sleep(0)
+        assert [stream() for stream in streams] == [None]
+    finally:
+        gc.enable()

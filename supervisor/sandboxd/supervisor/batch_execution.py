@@ -59,11 +59,39 @@ class BatchExecutor:
         with self._executor.held.hold(batch.held_bytes):
             results = ResultStream(write)
             run = _Run(self._executor, self._gate, self._stats, tenant, batch, results, deadline_at)
-            try:
-                await run.to_the_end(min(parallel, len(batch.items)))
-            except ExceptionGroup as group:
-                # What is wrong with an item is its result: this is what ended the batch.
-                raise group.exceptions[0] from None
+            await _without_frames(run.to_the_end(min(parallel, len(batch.items))))
+
+
+async def _without_frames(work: Awaitable[None]) -> None:
+    """Await work that has a TaskGroup; raise what ended the group, and nothing of its frames.
+
+    A TaskGroup leaves its exception in a reference cycle with its own frame, and with it results,
+    runners and requests: megabytes that would wait for the garbage collector.
+    """
+    cause: Exception | None = None
+    try:
+        await work
+    except asyncio.CancelledError as error:
+        _let_go(error)
+        raise
+    except ExceptionGroup as group:
+        # What is wrong with an item is its result: this is what ended the batch.
+        cause = group.exceptions[0]
+        _let_go(group)
+    if cause is not None:
+        try:
+            # Not in the handler, where the group would become its context.
+            raise cause
+        finally:
+            del cause
+
+
+def _let_go(error: BaseException) -> None:
+    """Take an exception's frames from it, and those of the ones that it groups."""
+    error.__traceback__ = error.__context__ = None
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            _let_go(one)
 
 
 class _Run:

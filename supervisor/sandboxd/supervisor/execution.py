@@ -254,6 +254,7 @@ class Executor:
                     self._pool.discard(runner)
                 else:
                     self._pool.release(runner, reusable=False)
+                runner.outbox.close()
 
     # --- a call that nobody waits for any more ---------------------------------------------------
 
@@ -267,6 +268,7 @@ class Executor:
             watchdog.disarm()
             _measure(call, runner, ending, handed_at, time.monotonic(), base_cpu_ns)
             self._pool.release(runner, reusable=False)
+            runner.outbox.close()
             self._stats.outcome(name, _since_ns(call.arrived_at))
 
         task = self._loop.create_task(settle())

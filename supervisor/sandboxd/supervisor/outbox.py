@@ -148,8 +148,13 @@ class Outbox:
                     raise OSError(number, os.strerror(number))
             self._held_bytes[region] = 0
 
+    def close(self) -> None:
+        """Forget it: its last call is over, or there was none. Idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
     def __del__(self) -> None:
         # By reference count: a call that still has to read the outbox keeps it alive after its
         # runner is dead.
-        if self.fd >= 0:
-            os.close(self.fd)
+        self.close()
