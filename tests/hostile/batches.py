@@ -24,7 +24,8 @@ def raw(data: bytes) -> Act:
     """Send bytes as the batch."""
 
     async def act(bench: Bench) -> str:
-        call: Any = bench.channel.unary_stream(METHOD)(data, timeout=10)
+        send: Any = bench.channel.unary_stream(METHOD)
+        call = send(data, timeout=10)
         async for _ in call:
             pass
         return "taken"
@@ -94,7 +95,8 @@ async def unread(bench: Bench) -> str:
 async def refusals(bench: Bench) -> str:
     """Batches of 10,000 items that are refused one by one; others are served meanwhile."""
     request = b"\x0a\x00" * 10_000
-    call: Any = bench.channel.unary_stream(METHOD)(request, timeout=20)
+    send: Any = bench.channel.unary_stream(METHOD)
+    call = send(request, timeout=20)
 
     async def read() -> None:
         with contextlib.suppress(grpc.aio.AioRpcError):
