@@ -16,6 +16,7 @@ from bench.figures.setting import (
     ECHO_DAEMON_OPTIONS,
     INPUT,
     SANDBOXD,
+    Setting,
     bound_module,
     call_of,
     calls,
@@ -110,6 +111,7 @@ async def _processes(stage: Stage) -> AsyncGenerator[Part, None]:
         yield Point(
             [
                 sides.rate(SANDBOXD, ours, seconds),
+                _batch_side(it, seconds),
                 sides.rate(_PROCESS, [lambda: alone.call(INPUT)] * PROCESSES_AT_ONCE, seconds),
                 _bubblewrap_side(
                     NewProcess(artifact, "echo", new_process.bubblewrap()[0]), seconds
@@ -130,26 +132,30 @@ def _bubblewrap_side(wrapped: NewProcess, seconds: float) -> Side:
     return sides.rate(_BUBBLEWRAP, [lambda: wrapped.call(INPUT)] * PROCESSES_AT_ONCE, seconds)
 
 
+def _batch_side(it: Setting, seconds: float) -> Side:
+    batch = sandbox_pb2.ExecuteBatchRequest(requests=[it.request] * _BATCH_ITEMS)
+    execute_batch = it.daemon.stub().ExecuteBatch
+
+    async def one_batch() -> None:
+        ended = 0
+        async for message in execute_batch(batch):
+            for result in message.results:
+                completed(result.response)
+                ended += 1
+        assert ended == _BATCH_ITEMS
+
+    async def items_per_second() -> float:
+        return _BATCH_ITEMS * await throughput([one_batch] * _BATCHES_IN_FLIGHT, seconds)
+
+    return Side(_PER_ITEM, items_per_second)
+
+
 async def _batch(stage: Stage) -> AsyncGenerator[Part, None]:
     seconds = stage.settings.block_s
     async with bound_module(stage) as it:
-        batch = sandbox_pb2.ExecuteBatchRequest(requests=[it.request] * _BATCH_ITEMS)
-        execute_batch = it.daemon.stub().ExecuteBatch
-
-        async def one_batch() -> None:
-            ended = 0
-            async for message in execute_batch(batch):
-                for result in message.results:
-                    completed(result.response)
-                    ended += 1
-            assert ended == _BATCH_ITEMS
-
-        async def items_per_second() -> float:
-            return _BATCH_ITEMS * await throughput([one_batch] * _BATCHES_IN_FLIGHT, seconds)
-
         yield Point(
             [
-                Side(_PER_ITEM, items_per_second),
+                _batch_side(it, seconds),
                 sides.rate(ECHO, calls(it.echo, it.request, IN_FLIGHT), seconds),
                 sides.rate(SANDBOXD, calls(it.daemon, it.request, IN_FLIGHT), seconds),
             ]
@@ -215,6 +221,8 @@ def figures(settings: Settings) -> list[Figure]:
             [
                 Ratio("throughput / new process per call", SANDBOXD, _PROCESS, at_least(100)),
                 Ratio("throughput / the same in bubblewrap", SANDBOXD, _BUBBLEWRAP, at_least(150)),
+                Ratio("calls of ExecuteBatch / new process per call", _PER_ITEM, _PROCESS),
+                Ratio("calls of ExecuteBatch / the same in bubblewrap", _PER_ITEM, _BUBBLEWRAP),
             ],
         ),
     ]
