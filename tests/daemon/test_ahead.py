@@ -109,6 +109,20 @@ def test_a_module_whose_calls_end_badly_again_and_again_is_bound_ahead(
     assert response.completed.results[0].i32 == 3
 
 
+def test_a_call_that_is_stopped_in_a_process_that_was_bound_ahead_was_running(
+    quiet: Any, sink_wasm: bytes
+) -> None:
+    digest = quiet.push(sink_wasm)
+    spin = typed(digest, "spin", wall_time_ms=50, fresh=True)
+    with calling(quiet) as caller:
+        for _ in range(3):
+            caller.execute(spin)
+        eventually(lambda: bool(ahead(quiet, digest)), "a runner is bound ahead")
+        response = caller.execute(spin)
+    assert response.receipt.start_kind == LOADED
+    assert response.deadline_exceeded.stop.stage == sandbox_pb2.STAGE_RUN
+
+
 def test_a_module_whose_clients_go_away_again_and_again_is_bound_ahead(
     quiet: Any, sink_wasm: bytes
 ) -> None:

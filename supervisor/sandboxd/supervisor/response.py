@@ -32,6 +32,8 @@ _UNCOUNTED_OUT_BYTES = 64 * 1024
 _PASSED_ON = frozenset(
     {"completed", "exited", "trapped", "limit_exceeded", "host_error", "link_error"}
 )
+# Its module was loaded before the call came.
+_BOUND_BEFORE = frozenset({sandbox_pb2.START_KIND_REUSED, sandbox_pb2.START_KIND_LOADED})
 _WITH_MESSAGE = frozenset({"trapped", "limit_exceeded", "host_error", "link_error"})
 
 
@@ -247,7 +249,7 @@ def _tell_stop(
     method: sandbox_pb2.StopMethod.ValueType,
     frames: tuple[call_pb2.Frame, ...],
 ) -> None:
-    bound = call.start_kind == sandbox_pb2.START_KIND_REUSED or call.bind_s > 0
+    bound = call.start_kind in _BOUND_BEFORE or call.bind_s > 0
     stop = sandbox_pb2.Stop(
         stage=sandbox_pb2.STAGE_RUN if bound else sandbox_pb2.STAGE_BIND,
         method=method,
