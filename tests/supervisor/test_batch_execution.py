@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import logging
+import time
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import cast
@@ -18,7 +19,7 @@ from sandboxd.supervisor.batch_execution import BatchExecutor
 from sandboxd.supervisor.call import Received
 from sandboxd.supervisor.execution import Executor
 from sandboxd.supervisor.gate import Gate
-from sandboxd.supervisor.held import HeldMemory
+from sandboxd.supervisor.held import HeldMemory, HeldResults
 from sandboxd.supervisor.result_stream import MAX_WAITING_BYTES, ResultStream
 from sandboxd.supervisor.stats import Stats
 from sandboxd.v1 import sandbox_pb2
@@ -59,6 +60,8 @@ class Bench:
         self.calls = Calls()
         self.gate = Gate()
         self.stats = Stats()
+        self.held_results = HeldResults(1 << 30, 1 << 20)
+        self.executor: BatchExecutor | None = None
         self.results: dict[int, sandbox_pb2.BatchResult] = {}
         self.reads = asyncio.Event()
         self.reads.set()
@@ -70,11 +73,24 @@ class Bench:
             self.results[result.index] = result
 
     async def run(self, parallel: int = 3, remaining_s: float | None = None) -> None:
-        executor = BatchExecutor(cast(Executor, self.calls), self.gate, self.stats, 4)
+        executor = self.executor or BatchExecutor(
+            cast(Executor, self.calls), self.gate, self.stats, 4, self.held_results
+        )
         requests = [sandbox_pb2.ExecuteRequest(digest=digest) for digest in DIGESTS]
         batch = sandbox_pb2.ExecuteBatchRequest(requests=requests, max_parallel=parallel)
         async with asyncio.timeout(20):
             await executor.execute("t", batch.SerializeToString(), self.write, remaining_s)
+
+    def again(self) -> Bench:
+        """Another client of the same executor, if there is one, and the same calls."""
+        other = Bench()
+        other.calls, other.gate, other.stats = self.calls, self.gate, self.stats
+        other.held_results, other.executor, other.reads = (
+            self.held_results,
+            self.executor,
+            self.reads,
+        )
+        return other
 
     def codes(self) -> set[int]:
         return {result.error.code for result in self.results.values()}
@@ -224,8 +240,8 @@ async def test_nothing_of_a_batch_that_broke_off_waits_for_the_garbage_collector
     """Results, runners and requests are megabytes, and a client can break off as it likes."""
     streams: list[weakref.ref[ResultStream]] = []
 
-    def watched(write: Callable[[bytes], Awaitable[None]]) -> ResultStream:
-        stream = ResultStream(write)
+    def watched(write: Callable[[bytes], Awaitable[None]], held: HeldResults) -> ResultStream:
+        stream = ResultStream(write, held)
         streams.append(weakref.ref(stream))
         return stream
 
@@ -253,3 +269,63 @@ async def test_nothing_of_a_batch_that_broke_off_waits_for_the_garbage_collector
         assert [stream() for stream in streams] == [None]
     finally:
         gc.enable()
+
+
+async def test_results_that_nobody_takes_leave_each_batch_one_call_at_a_time(bench: Bench) -> None:
+    bench.held_results.count((1 << 30) - (1 << 19))  # of others
+    await bench.run(3)
+    assert bench.calls.most_at_once == 1
+    assert len(bench.results) == len(DIGESTS)
+    assert bench.held_results.size_bytes == (1 << 30) - (1 << 19)
+
+
+async def test_calls_go_on_together_once_others_have_taken_their_results(bench: Bench) -> None:
+    bench.held_results.count(1 << 30)
+    running = asyncio.ensure_future(bench.run(3))
+    while len(bench.calls.taken) < 3:  # noqa: ASYNC110 - nothing tells
+        await asyncio.sleep(0)
+    assert bench.calls.most_at_once == 1
+    bench.held_results.count(-(1 << 30))
+    await running
+    assert bench.calls.most_at_once == 3
+
+
+async def test_calls_that_never_wait_leave_the_loop_to_others(bench: Bench) -> None:
+    def work(digest: str) -> bytes:
+        end = time.monotonic() + 0.002
+        while time.monotonic() < end:
+            pass
+        return b""
+
+    bench.calls.on_call = work
+    turns: list[float] = []
+
+    async def others() -> None:
+        while True:
+            turns.append(time.monotonic())
+            await asyncio.sleep(0)
+
+    watching = asyncio.ensure_future(others())
+    await asyncio.gather(*(bench.again().run(4) for _ in range(5)))
+    watching.cancel()
+    assert len(turns) > len(DIGESTS) * 5 / 8, "a turn of the loop has a few such calls at most"
+
+
+async def test_so_many_batches_at_once_and_no_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_execution, "MAX_BATCHES", 2)
+    bench.reads.clear()
+    bench.executor = BatchExecutor(
+        cast(Executor, bench.calls), bench.gate, bench.stats, 4, bench.held_results
+    )
+    running = [asyncio.ensure_future(bench.again().run()) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(faults.QueueFull, match="2 batches"):
+        await bench.run()
+    for task in running:
+        task.cancel()
+    await asyncio.wait(running)
+    bench.reads.set()
+    await bench.run()
+    assert len(bench.results) == len(DIGESTS)

@@ -29,6 +29,7 @@ from sandboxd.supervisor import (
 from sandboxd.supervisor.batch_execution import BatchExecutor
 from sandboxd.supervisor.errors import StartError
 from sandboxd.supervisor.gate import Gate, shutting_down
+from sandboxd.supervisor.held import HeldResults
 from sandboxd.supervisor.parts import Parts
 from sandboxd.supervisor.sdnotify import Notifier
 from sandboxd.supervisor.services.admin import AdminService
@@ -218,7 +219,15 @@ class Daemon:
     def _add_services(self, server: aio.Server) -> None:
         parts = self._parts
         wrapping = HardenedServer(server, parts.stats, self._gate, _GATED)
-        batches = BatchExecutor(parts.executor, self._gate, parts.stats, self._settings.max_runners)
+        settings = self._settings
+        batches = BatchExecutor(
+            parts.executor,
+            self._gate,
+            parts.stats,
+            # One batch leaves half of the runners to everybody else.
+            max(1, settings.max_runners // 2),
+            HeldResults(settings.queue_bytes, settings.max_output),
+        )
         SandboxService(parts.executor, batches).add_to(wrapping)
         hardened: aio.Server = wrapping  # type: ignore[assignment]
         module_pb2_grpc.add_ModuleServiceServicer_to_server(

@@ -1,7 +1,8 @@
-"""What requests hold in memory while they wait: all of them together, against one bound."""
+"""What calls hold in memory while they wait: all of them together, against bounds."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
 
@@ -31,3 +32,42 @@ class HeldMemory:
             yield
         finally:
             self.size_bytes -= size_bytes
+
+
+class HeldResults:
+    """Counts results of batches that no client has taken yet, and those that are being made.
+
+    Nobody is refused for them: who would make more waits until there is room. `most_bytes` is what
+    may be held, `result_bytes` what one result may have.
+    """
+
+    def __init__(self, most_bytes: int, result_bytes: int) -> None:
+        self.size_bytes = 0
+        self._most_bytes = most_bytes
+        self._result_bytes = result_bytes
+        self._room = asyncio.Event()
+
+    @property
+    def full(self) -> bool:
+        """True if there is no room for another result to be made; `room` waits until there is."""
+        return self.size_bytes + self._result_bytes > self._most_bytes
+
+    @contextlib.contextmanager
+    def making(self) -> Iterator[None]:
+        """Count a result that is being made, as long as it can be."""
+        self.count(self._result_bytes)
+        try:
+            yield
+        finally:
+            self.count(-self._result_bytes)
+
+    def count(self, size_bytes: int) -> None:
+        """Count so many bytes more, or less."""
+        self.size_bytes += size_bytes
+        if size_bytes < 0:
+            self._room.set()
+
+    async def room(self) -> None:
+        """Wait until something was taken, by whomever. It may be as full as before."""
+        self._room.clear()
+        await self._room.wait()

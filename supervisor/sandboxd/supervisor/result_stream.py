@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from sandboxd.supervisor import faults
+from sandboxd.supervisor.held import HeldResults
 
 # A message is written at once when so much is there, and has no more unless one result does.
 MESSAGE_BYTES = 256 * 1024
@@ -21,19 +22,25 @@ MAX_WAITING_BYTES = 1024 * 1024
 # a fifth of the interpreter's time go into writing them.
 PAUSE_S = 0.02
 # A client that takes nothing for so long is given up: what it asked for holds memory.
-STALL_TIMEOUT_S = 300.0
+STALL_TIMEOUT_S = 60.0
 
 
 class ResultStream:
     """Takes results as serialized fields of a message; `run` writes them, some at a time.
 
+    `held` counts them until they are written; `close` has the last word.
     `write` sends one message and returns when the transport has taken it.
     """
 
     def __init__(
-        self, write: Callable[[bytes], Awaitable[None]], stall_timeout_s: float = STALL_TIMEOUT_S
+        self,
+        write: Callable[[bytes], Awaitable[None]],
+        held: HeldResults,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
     ) -> None:
         self._write = write
+        self._held = held
+        self._held_bytes = 0
         self._stall_timeout_s = stall_timeout_s
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[bytes] = deque()
@@ -49,8 +56,23 @@ class ResultStream:
         """True if so much waits that no more should be made; `room` waits until it is not."""
         return self._waiting_bytes >= MAX_WAITING_BYTES
 
+    @property
+    def empty(self) -> bool:
+        """True if every result that came was written."""
+        return not self._held_bytes
+
+    def _count(self, size_bytes: int) -> None:
+        self._held_bytes += size_bytes
+        self._held.count(size_bytes)
+
+    def close(self) -> None:
+        """Forget what was not written."""
+        self._waiting.clear()
+        self._count(-self._held_bytes)
+
     def add(self, result: bytes) -> None:
         """Take one result. Never waits, and takes it even if it is full."""
+        self._count(len(result))
         self._waiting.append(result)
         self._waiting_bytes += len(result)
         if self._waiting_bytes >= MESSAGE_BYTES:
@@ -83,13 +105,15 @@ class ResultStream:
 
     async def _write_one(self) -> None:
         self._written_at = self._loop.time()
+        message = self._next_message()
         try:
             async with asyncio.timeout(self._stall_timeout_s):
-                await self._write(self._next_message())
+                await self._write(message)
         except TimeoutError:
             raise faults.DeadlineFault(
                 f"the client read no results for {self._stall_timeout_s:g} s"
             ) from None
+        self._count(-len(message))
 
     def _next_message(self) -> bytes:
         waiting = self._waiting
