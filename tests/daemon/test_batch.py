@@ -226,10 +226,10 @@ def test_as_many_items_as_allowed_are_answered_even_if_all_are_wrong(caller: Cal
     assert {result.error.code for result in results.values()} == {3}
 
 
-def test_no_more_are_under_way_than_the_client_wants_nor_than_the_daemon_has(
+def test_no_more_are_under_way_than_the_client_wants_nor_than_half_of_the_runners(
     start_daemon: Any, sink_wasm: bytes
 ) -> None:
-    with start_daemon("--max-runners", "3", "--spare-runners", "0") as daemon:
+    with start_daemon("--max-runners", "6", "--spare-runners", "0") as daemon:
         digest = daemon.push(sink_wasm)
         for parallel, expected in ((2, 2), (1_000_000, 3)):
             with calling(daemon) as caller:

@@ -747,7 +747,8 @@ class ExecuteBatchRequest(_message.Message):
     max_parallel: _builtins.int
     """How many of the batch's calls may be under way at once. 0: the server's choice,
     one more than it has processors, so that none of them waits for the next call.
-    More than the server may have runners is lowered to that.
+    More than half of the runners that the server may have is lowered to that;
+    fewer are under way while clients of batches leave results unread.
     """
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExecuteRequest]:

@@ -84,8 +84,8 @@ class BatchExecutor:
         held, pacer = self._shared.executor.held, self._shared.pacer
         try:
             with held.hold(len(raw)):
-                while pacer.over:
-                    await pacer.wait()
+                while pacer.over and not await pacer.wait():
+                    pass
                 batch = _split(raw)
                 with held.hold(batch.held_bytes - len(raw)):
                     await self._run(tenant, batch, write, deadline_at)
@@ -195,9 +195,7 @@ class _Run:
                 # One that has nothing under way may always go on: clients that take nothing must
                 # not bring all others to a stop.
                 await held.room()
-            elif pacer.over:
-                await pacer.wait()
-            else:
+            elif not pacer.over or await pacer.wait():
                 return
 
     async def _result(self, index: int, place: slice) -> bytes:

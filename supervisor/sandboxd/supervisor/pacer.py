@@ -26,7 +26,7 @@ class Pacer:
         self._loop = asyncio.get_running_loop()
         self._began_at = 0.0
         self._counting = False
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[bool]] = deque()
 
     @property
     def over(self) -> bool:
@@ -47,15 +47,16 @@ class Pacer:
         while self._waiting and woken < _WOKEN:
             future = self._waiting.popleft()
             if not future.done():
-                future.set_result(None)
+                # The first of each turn goes on however much else there is, or none would ever.
+                future.set_result(not woken)
                 woken += 1
         if self._waiting:
             self._count()
 
-    async def wait(self) -> None:
-        """Wait for another turn. It may be over, too, when this returns."""
-        future = self._loop.create_future()
+    async def wait(self) -> bool:
+        """Wait for another turn. True: go on; False: look first whether that one is over, too."""
+        future: asyncio.Future[bool] = self._loop.create_future()
         self._waiting.append(future)
         if not self._counting:
             self._count()
-        await future
+        return await future
