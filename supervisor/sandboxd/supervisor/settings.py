@@ -153,7 +153,7 @@ class Settings:
     queue_bytes: int = _option(
         256 * MIB,
         "Most memory that calls may hold while they wait for compiler or runner, and batches until "
-        "they end.",
+        "they end; as much again for results of batches that clients have not read.",
         SIZE,
     )
     runner_max_executions: int = _option(
