@@ -114,6 +114,15 @@ def test_a_refused_call_has_an_error_in_json(daemon: FakeDaemon, ctl: Sandboxctl
     assert second["outcome"]["name"] == "completed"
 
 
+def test_a_line_above_the_message_limit_fails_alone(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
+    lines = b"a\n" + b"b" * (5 << 20) + b"\nc\n"
+    done = ctl("batch", "guest.wasm", "upper", "--bytes", stdin=lines)
+    assert (done.code, done.out) == (3, b"A\n\nC\n")
+    assert "sandboxctl: line 2: " in done.err
+    assert "--max-message" in done.err
+    assert "Push" not in done.err
+
+
 def test_nothing_in_nothing_out(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
     done = ctl("batch", daemon.store(), "add")
     assert (done.code, done.out, done.err) == (0, b"", "")

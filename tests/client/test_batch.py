@@ -23,6 +23,7 @@ from sandboxd.client import (
     Fault,
     InternalFault,
     Limits,
+    MessageTooLarge,
     ModuleNotFound,
     QueueFull,
     TypedCall,
@@ -186,6 +187,27 @@ def test_a_call_that_is_refused_has_the_fault_that_execute_raises(
     assert isinstance(single, QueueFull)
     assert single.refused
     assert vars(single) == vars(caught.value)
+
+
+def test_a_call_above_the_message_limit_harms_no_other(daemon: FakeDaemon, client: Client) -> None:
+    digest = daemon.store()
+    sizes = [100, 5 << 20, 100, 5 << 20]
+    calls = [BatchCall(digest, BytesCall("upper", b"a" * size)) for size in sizes]
+    first, second, third, fourth = client.execute_all(calls)
+    with pytest.raises(MessageTooLarge) as caught:
+        client.execute(digest, calls[1].call)
+    assert (len(ok(first).output), len(ok(third).output)) == (100, 100)
+    for large in (second, fourth):
+        assert isinstance(large, MessageTooLarge)
+        assert large.code == caught.value.code
+
+
+async def test_a_call_above_the_message_limit_alone(
+    loop_daemon: FakeDaemon, async_client: AsyncClient
+) -> None:
+    call = BatchCall(loop_daemon.store(), WasiCommand(stdin=b"a" * (5 << 20)))
+    (single,) = await async_client.execute_all([call])
+    assert isinstance(single, MessageTooLarge)
 
 
 def test_an_unknown_code_of_a_single_call_is_a_fault(daemon: FakeDaemon, client: Client) -> None:

@@ -9,7 +9,14 @@ from typing import Any, TypeAlias
 
 from sandboxd.client import codec
 from sandboxd.client.calls import Call, Limits
-from sandboxd.client.errors import CallCancelled, DeadlineFault, Fault, InternalFault, Unavailable
+from sandboxd.client.errors import (
+    CallCancelled,
+    DeadlineFault,
+    Fault,
+    InternalFault,
+    MessageTooLarge,
+    Unavailable,
+)
 from sandboxd.client.execution import Execution
 from sandboxd.client.faults import fault_of_status
 from sandboxd.client.modules import PushResult
@@ -92,17 +99,28 @@ class Batches:
         yield from self._collect()
         if not self._requests and not self._refused:
             return None
-        stream = None
-        if self._requests:
-            message = sandbox_pb2.ExecuteBatchRequest(max_parallel=self._max_parallel)
-            message.requests.extend(request for _, request in self._requests)
-            self._unanswered = set(range(len(self._requests)))
-
-            def attempt() -> Operation[Any]:
-                return (yield Stream(message, seconds_left(self._give_up)))
-
-            stream = yield from self._operations.retrying(attempt, self._give_up, only_refused=True)
+        stream = (yield from self._send()) if self._requests else None
         return Opened(self._refused, stream)
+
+    def _send(self) -> Operation[Any]:
+        """Send the message that was made; None if its only call is more than the daemon takes."""
+        message = sandbox_pb2.ExecuteBatchRequest(max_parallel=self._max_parallel)
+        message.requests.extend(request for _, request in self._requests)
+        self._unanswered = set(range(len(self._requests)))
+
+        def attempt() -> Operation[Any]:
+            return (yield Stream(message, seconds_left(self._give_up)))
+
+        try:
+            return (
+                yield from self._operations.retrying(attempt, self._give_up, only_refused=True)
+            )
+        except MessageTooLarge as fault:
+            # A call that is large is alone in its message, see `_collect`.
+            if len(self._requests) > 1:
+                raise
+            self._refused.append((self._requests[0][0], fault))
+            return None
 
     def results(self, message: sandbox_pb2.ExecuteBatchResponse) -> Iterator[tuple[int, Result]]:
         """Translate one message of the stream. Raises `InternalFault` for what nobody asked for."""
