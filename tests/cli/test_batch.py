@@ -156,6 +156,16 @@ def test_a_wrong_command_line_or_a_wrong_line_runs_nothing(
     assert daemon.requests("ExecuteBatch") == []
 
 
+def test_a_closed_standard_input_is_bad_usage(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
+    batch = ctl.without_stdin("batch", "guest.wasm", "add")
+    call = ctl.without_stdin("call", "guest.wasm", "upper", "--input", "-")
+    assert (batch.code, call.code) == (2, 125)
+    for done in (batch, call):
+        assert done.out == b""
+        assert "standard input is closed" in " ".join(done.err.split())
+    assert daemon.seen == []
+
+
 def test_a_daemon_that_refuses_the_batch_is_a_failure_of_its_own(
     daemon: FakeDaemon, ctl: Sandboxctl
 ) -> None:

@@ -120,8 +120,13 @@ def write_bytes(stream: TextIO, data: bytes) -> None:
 
 
 def read_input(source: str) -> bytes:
-    """Read a file, or standard input for `-`. Raises click.UsageError if it is far too long."""
+    """Read a file, or standard input for `-`.
+
+    Raises click.UsageError if it is far too long, or if standard input is closed.
+    """
     if source == "-":
+        if sys.stdin is None:
+            raise click.UsageError("standard input is closed: redirect it, or name a file (--input)")
         data = sys.stdin.buffer.read(_INPUT_BYTES_MAX + 1)
     else:
         with Path(source).open("rb") as file:
