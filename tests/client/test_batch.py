@@ -210,6 +210,29 @@ async def test_a_call_above_the_message_limit_alone(
     assert isinstance(single, MessageTooLarge)
 
 
+class Small(FakeDaemon):
+    """Takes messages of 500 bytes."""
+
+    async def ExecuteBatch(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if request.ByteSize() > 500:
+            text = f"Received message larger than max ({request.ByteSize()} vs. 500)"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        async for message in super().ExecuteBatch(request, context):
+            yield message
+
+
+async def test_a_daemon_that_takes_small_messages_is_sent_small_ones(socket: Path) -> None:
+    fake = Small(socket)
+    sizes = [100, 50, 700, 100, 100, 100, 200]
+    async with fake.serve(), AsyncClient(fake.address) as client:
+        digest = fake.store()
+        calls = [BatchCall(digest, BytesCall("upper", b"a" * size)) for size in sizes]
+        results = await client.execute_all(calls)
+    assert isinstance(results.pop(2), MessageTooLarge)
+    assert [len(ok(result).output) for result in results] == [100, 50, 100, 100, 100, 200]
+    assert len(fake.requests("ExecuteBatch")) < len(results), "still several in a message"
+
+
 def test_an_unknown_code_of_a_single_call_is_a_fault(daemon: FakeDaemon, client: Client) -> None:
     refusal = Refusal(grpc.StatusCode.ABORTED, "odd", "ODD")
     daemon.refusals["item"].append(refusal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class Opened:
     """The next calls: the stream of their results, as the step `Stream` returned it.
 
     `refused` are those that were not sent, because something is wrong with them; None is the stream
-    if that is so for all.
+    if none was sent.
     """
 
     refused: list[tuple[int, Fault]]
@@ -90,8 +91,9 @@ class Batches:
         # Of the message that is made: index and request of each call, and those refused here.
         self._requests: list[tuple[int, sandbox_pb2.ExecuteRequest]] = []
         self._refused: list[tuple[int, Fault]] = []
-        # A request that did not fit into the message before.
-        self._left_over: tuple[int, sandbox_pb2.ExecuteRequest] | None = None
+        # Requests that did not fit into the message before.
+        self._left_over: deque[tuple[int, sandbox_pb2.ExecuteRequest]] = deque()
+        self._message_bytes = MESSAGE_BYTES
         self._unanswered: set[int] = set()
 
     def open(self) -> Operation[Opened | None]:
@@ -103,7 +105,7 @@ class Batches:
         return Opened(self._refused, stream)
 
     def _send(self) -> Operation[Any]:
-        """Send the message that was made; None if its only call is more than the daemon takes."""
+        """Send the message that was made; None if it has more bytes than the daemon takes."""
         message = sandbox_pb2.ExecuteBatchRequest(max_parallel=self._max_parallel)
         message.requests.extend(request for _, request in self._requests)
         self._unanswered = set(range(len(self._requests)))
@@ -116,10 +118,11 @@ class Batches:
                 yield from self._operations.retrying(attempt, self._give_up, only_refused=True)
             )
         except MessageTooLarge as fault:
-            # A call that is large is alone in its message, see `_collect`.
             if len(self._requests) > 1:
-                raise
-            self._refused.append((self._requests[0][0], fault))
+                self._message_bytes = message.ByteSize() // 2
+                self._left_over.extendleft(reversed(self._requests))
+            else:
+                self._refused.append((self._requests[0][0], fault))
             return None
 
     def results(self, message: sandbox_pb2.ExecuteBatchResponse) -> Iterator[tuple[int, Result]]:
@@ -144,13 +147,12 @@ class Batches:
         self._requests, self._refused = [], []
         size = 0
         while len(self._requests) + len(self._refused) < CALLS_PER_MESSAGE:
-            found = self._left_over or (yield from self._next())
-            self._left_over = None
+            found = self._left_over.popleft() if self._left_over else (yield from self._next())
             if found is None:
                 return
             size += found[1].ByteSize()
-            if self._requests and size > MESSAGE_BYTES:
-                self._left_over = found
+            if self._requests and size > self._message_bytes:
+                self._left_over.appendleft(found)
                 return
             self._requests.append(found)
 
