@@ -126,7 +126,9 @@ def read_input(source: str) -> bytes:
     """
     if source == "-":
         if sys.stdin is None:
-            raise click.UsageError("standard input is closed: redirect it, or name a file (--input)")
+            raise click.UsageError(
+                "standard input is closed: redirect it, or name a file (--input)"
+            )
         data = sys.stdin.buffer.read(_INPUT_BYTES_MAX + 1)
     else:
         with Path(source).open("rb") as file:

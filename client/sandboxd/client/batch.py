@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from sandboxd.client import codec
+from sandboxd.client import checks, codec
 from sandboxd.client.calls import Call, Limits
 from sandboxd.client.errors import (
     CallCancelled,
@@ -20,8 +20,9 @@ from sandboxd.client.errors import (
 )
 from sandboxd.client.execution import Execution
 from sandboxd.client.faults import fault_of_status
-from sandboxd.client.modules import PushResult
+from sandboxd.client.modules import Module, PushResult
 from sandboxd.client.operations import (
+    Load,
     ModuleLike,
     Operation,
     Operations,
@@ -83,8 +84,11 @@ class Batches:
         max_parallel: int,
         timeout: float | None,
     ) -> None:
+        checks.check_parallel(max_parallel)
         self._operations = operations
-        self._calls = enumerate(calls)
+        # Those that are all there are looked at before anything is sent.
+        self._at_hand: Sequence[BatchCall] | None = calls if isinstance(calls, Sequence) else None
+        self._calls = enumerate(calls) if self._at_hand is not None else _checked(calls)
         self._max_parallel = max_parallel
         self._give_up = time_to_give_up(timeout)
         self._pushed: dict[bytes | Path, PushResult] = {}
@@ -98,6 +102,7 @@ class Batches:
 
     def open(self) -> Operation[Opened | None]:
         """Send the next calls; None if there are none left."""
+        yield from self._look_ahead()
         yield from self._collect()
         if not self._requests and not self._refused:
             return None
@@ -114,9 +119,7 @@ class Batches:
             return (yield Stream(message, seconds_left(self._give_up)))
 
         try:
-            return (
-                yield from self._operations.retrying(attempt, self._give_up, only_refused=True)
-            )
+            return (yield from self._operations.retrying(attempt, self._give_up, only_refused=True))
         except MessageTooLarge as fault:
             if len(self._requests) > 1:
                 self._message_bytes = message.ByteSize() // 2
@@ -141,6 +144,15 @@ class Batches:
         """Raise `InternalFault` unless the stream brought a result for every call."""
         if self._unanswered:
             raise _broken(f"{len(self._unanswered)} calls without a result")
+
+    def _look_ahead(self) -> Operation[None]:
+        """Raise what is wrong with arguments, and with files, while nothing was sent."""
+        calls, self._at_hand = self._at_hand or (), None
+        for _ in _checked(calls):
+            pass
+        files = dict.fromkeys(call.module for call in calls if isinstance(call.module, Path))
+        for path in files:
+            yield Load(path)
 
     def _collect(self) -> Operation[None]:
         """Fill the next message."""
@@ -189,9 +201,35 @@ class Batches:
         )
 
 
+def all_at_hand(calls: Iterable[BatchCall]) -> Sequence[BatchCall]:
+    """Take all calls from an iterator, so that all can be looked at before anything is sent."""
+    return calls if isinstance(calls, Sequence) else list(calls)
+
+
 def in_order(results: Iterable[tuple[int, Result]]) -> Results:
     """Return results of all calls in the order of the calls."""
     return [result for _, result in sorted(results, key=lambda pair: pair[0])]
+
+
+def _checked(calls: Iterable[BatchCall]) -> Iterator[tuple[int, BatchCall]]:
+    for index, call in enumerate(calls):
+        _check(index, call)
+        yield index, call
+
+
+def _check(index: int, call: object) -> None:
+    """Raise TypeError or ValueError, with the call's place, for wrong arguments."""
+    try:
+        if not isinstance(call, BatchCall):
+            raise TypeError(f"a BatchCall is needed, not {type(call).__name__}")
+        if not isinstance(call.module, str | bytes | Path | Module | PushResult):
+            raise TypeError(
+                "module is a digest, a Module, bytes or a Path, not " + type(call.module).__name__
+            )
+        checks.check_module(call.module)
+        checks.check_execution(call.call, call.limits, call.require_layers)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"calls[{index}]: {error}") from None
 
 
 def _broken(what: str) -> InternalFault:

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from sandboxd.client.batch import BatchCall, Batches, Result, Results, in_order
+from sandboxd.client.batch import BatchCall, Batches, Result, Results, all_at_hand, in_order
 from sandboxd.client.calls import BytesCall, Call, Convention, Limits, TypedCall, WasiCommand
 from sandboxd.client.errors import Fault
 from sandboxd.client.execution import Execution
@@ -258,7 +258,8 @@ class Client:
 
         See `execute_batch`. A `Fault` of a single call is in the list, not raised.
         """
-        return in_order(self.execute_batch(calls, max_parallel=max_parallel, timeout=timeout))
+        results = self.execute_batch(all_at_hand(calls), max_parallel=max_parallel, timeout=timeout)
+        return in_order(results)
 
     # --- modules and status --------------------------------------------------------------------
 
