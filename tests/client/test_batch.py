@@ -309,11 +309,13 @@ def test_an_unknown_code_of_a_single_call_is_a_fault(daemon: FakeDaemon, client:
     assert (single.code, single.reason) == ("ABORTED", "ODD")
 
 
-def test_leaving_early_cancels_the_batch(daemon: FakeDaemon, client: Client) -> None:
+def test_closing_the_iterator_cancels_the_batch(daemon: FakeDaemon, client: Client) -> None:
     daemon.hang = True
-    results = client.execute_batch(adds(daemon.store(), 10))
-    assert next(results)[0] == 9
-    results.close()
+    with contextlib.closing(client.execute_batch(adds(daemon.store(), 10))) as results:
+        for index, _ in results:
+            assert index == 9
+            break
+        assert not daemon.cancelled.wait(0.3), "a referenced iterator may be read on"
     assert daemon.cancelled.wait(5)
 
 

@@ -14,6 +14,7 @@ from sandboxd.client.values import Value
 
 # 31 years: gRPC cannot tell deadlines that lie further ahead by a few times from those gone by.
 PATIENCE_MAX_S = 1e9
+_LIMITS = tuple(field.name for field in fields(Limits))
 
 
 def patience(timeout: Any) -> float | None:
@@ -81,10 +82,10 @@ def _check_wasi(call: WasiCommand) -> None:
 def _check_limits(limits: object) -> None:
     if not isinstance(limits, Limits):
         raise TypeError(f"limits is a Limits or None, not {_kind(limits)}")
-    for field in fields(limits):
-        number = getattr(limits, field.name)
+    for name in _LIMITS:
+        number = getattr(limits, name)
         if number is not None:
-            _check_integer(number, 64, f"limits.{field.name}")
+            _check_integer(number, 64, "limits." + name)
 
 
 def _check_layers(layers: object) -> None:
@@ -95,9 +96,11 @@ def _check_layers(layers: object) -> None:
 
 
 def _check_integer(number: object, bits: int, name: str) -> None:
-    if isinstance(number, bool) or not isinstance(number, SupportsIndex):
-        raise TypeError(f"{name} is an integer, not {_kind(number)}")
-    if not 0 <= number.__index__() < 1 << bits:
+    if type(number) is not int:
+        if isinstance(number, bool) or not isinstance(number, SupportsIndex):
+            raise TypeError(f"{name} is an integer, not {_kind(number)}")
+        number = number.__index__()
+    if not 0 <= number < 1 << bits:
         raise ValueError(f"{name} is an integer from 0 to 2^{bits} - 1, not {number}")
 
 
