@@ -123,6 +123,18 @@ def test_a_line_above_the_message_limit_fails_alone(daemon: FakeDaemon, ctl: San
     assert "Push" not in done.err
 
 
+def test_what_to_do_is_said_once_for_a_kind_of_error(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
+    digest = daemon.store()
+    daemon.drops = 3
+    large = b"b" * (5 << 20)
+    done = ctl("batch", digest, "f", "--bytes", stdin=b"a\nb\nc\nd\n%b\n%b\n" % (large, large))
+    assert done.code == 3
+    for line in (1, 2, 3, 5, 6):
+        assert f"sandboxctl: line {line}: " in done.err
+    assert done.err.count("Push it first") == 1
+    assert done.err.count("Send less input") == 1
+
+
 def test_nothing_in_nothing_out(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
     done = ctl("batch", daemon.store(), "add")
     assert (done.code, done.out, done.err) == (0, b"", "")

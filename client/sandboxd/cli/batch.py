@@ -183,7 +183,7 @@ def _run(
         max_parallel=max_parallel,
         timeout=settings.timeout,
     )
-    failed = 0
+    failed, output = 0, _Output(settings)
     # Results that came before those of earlier lines.
     early: dict[int, Execution | Fault] = {}
     at = 0
@@ -191,26 +191,42 @@ def _run(
         early[index] = result
         while at in early:
             ready = early.pop(at)
-            _write(settings, at, ready)
+            output.write(at, ready)
             failed += isinstance(ready, Fault) or verdict.exit_code(ready.outcome) != 0
             at += 1
     return failed
 
 
-def _write(settings: Settings, index: int, result: Execution | Fault) -> None:
-    from sandboxd.cli import documents, failure, verdict
-    from sandboxd.client import Exited, Fault
+class _Output:
+    """Writes what came of each line; what to do about a kind of fault, once."""
 
-    if settings.json:
-        documents.write_line({"index": index, **_document(result)})
-    elif isinstance(result, Fault):
-        click.echo()
-        failure.say(result, settings, about=f"line {index + 1}")
-    else:
-        click.echo(_text(result))
-        verdict.say(result.outcome, about=f"line {index + 1}")
-        if isinstance(result.outcome, Exited) and result.outcome.code:
-            click.echo(f"sandboxctl: line {index + 1}: {result.outcome.describe()}", err=True)
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._advised: set[tuple[str, str | None]] = set()
+
+    def write(self, index: int, result: Execution | Fault) -> None:
+        """Write a line of output, and to standard error why it is empty."""
+        from sandboxd.cli import documents, verdict
+        from sandboxd.client import Exited, Fault
+
+        if self._settings.json:
+            documents.write_line({"index": index, **_document(result)})
+        elif isinstance(result, Fault):
+            click.echo()
+            self._say(index, result)
+        else:
+            click.echo(_text(result))
+            verdict.say(result.outcome, about=f"line {index + 1}")
+            if isinstance(result.outcome, Exited) and result.outcome.code:
+                click.echo(f"sandboxctl: line {index + 1}: {result.outcome.describe()}", err=True)
+
+    def _say(self, index: int, fault: Fault) -> None:
+        from sandboxd.cli import failure
+
+        kind = (type(fault).__name__, fault.reason)
+        about = f"line {index + 1}"
+        failure.say(fault, self._settings, about, advise=kind not in self._advised)
+        self._advised.add(kind)
 
 
 def _document(result: Execution | Fault) -> dict[str, Any]:

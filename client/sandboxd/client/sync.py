@@ -138,9 +138,9 @@ class Client:
             require_layers: layers of isolation that must be active, by name, or the call is
                 refused with `LayerNotActive`; `status().layers` names them. None requires none.
             timeout: seconds above 0, for everything, repeats included; None or infinity waits
-                for as long as it takes. It reaches the daemon as the
-                call's wall-clock limit, so that running out of it is the outcome
-                `DeadlineExceeded`; only a daemon that does not answer is a `DeadlineFault`.
+                for as long as it takes. It reaches the daemon as the call's wall-clock limit, so
+                that running out of it is the outcome `DeadlineExceeded`; only a daemon that does
+                not answer is a `DeadlineFault`.
         """
         return self._do(
             self._operations.execute(module, call, limits, fresh, require_layers, timeout)
