@@ -197,6 +197,38 @@ def test_the_timeout_is_for_the_whole_batch(daemon: FakeDaemon, ctl: Sandboxctl)
     assert "--timeout" in done.err
 
 
+def test_the_timeout_is_for_waiting_for_the_input_too(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
+    digest = daemon.store()
+    running = ctl.start(
+        *("batch", digest, "add", "--timeout", "300ms"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with running:
+        assert running.stdin is not None
+        running.stdin.write(b"1 1\n")
+        running.stdin.flush()
+        assert running.wait(20) == 1
+        assert running.stderr is not None
+        assert b"--timeout was over before standard input" in running.stderr.read()
+    assert daemon.seen == []
+
+
+def test_input_that_comes_in_time_is_read_to_its_end(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
+    lines = "".join(f"{n} 1\n" for n in range(20_000)).encode()
+    done = ctl("batch", daemon.store(), "add", "--timeout", "30s", stdin=lines)
+    assert (done.code, len(done.out.split())) == (0, 20_000)
+
+
+def test_input_that_is_far_too_long_is_bad_usage(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
+    for options in ([], ["--timeout", "30s"]):
+        done = ctl("batch", daemon.store(), "add", *options, stdin=b"1 1\n" * (17 << 20))
+        assert done.code == 2
+        assert "64 MiB" in done.err
+    assert daemon.seen == []
+
+
 def test_an_interrupt_cancels_the_batch(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
     daemon.hang = True
     (ctl.directory / "lines").write_bytes(b"1 1\n" * 4)
