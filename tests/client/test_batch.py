@@ -166,6 +166,8 @@ WRONG: list[tuple[Any, type[Exception], str]] = [
     (BatchCall(ABSENT, TypedCall("f", "12")), TypeError, "args"),  # type: ignore[arg-type]
     (BatchCall(ABSENT, TypedCall("f", ["1"])), TypeError, "args"),  # type: ignore[list-item]
     (BatchCall(ABSENT, TypedCall("f", 1)), TypeError, "args"),  # type: ignore[arg-type]
+    (BatchCall(ABSENT, TypedCall("f", iter([i32(1)]))), TypeError, "args"),  # type: ignore[arg-type]
+    (BatchCall(ABSENT, WasiCommand(iter(["x"]))), TypeError, "args"),  # type: ignore[arg-type]
     (BatchCall(ABSENT, TypedCall(None)), TypeError, "export"),  # type: ignore[arg-type]
     (BatchCall(ABSENT, BytesCall("f", "x")), TypeError, "input"),  # type: ignore[arg-type]
     (BatchCall(ABSENT, WasiCommand([1])), TypeError, "args"),  # type: ignore[list-item]

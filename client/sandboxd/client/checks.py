@@ -59,7 +59,8 @@ def check_execution(call: object, limits: object, require_layers: object) -> Non
 
 def _check_typed(call: TypedCall) -> None:
     _check_text(call.export, "export")
-    if isinstance(call.args, str | bytes) or not isinstance(call.args, Iterable):
+    # An iterator would be read to its end here.
+    if isinstance(call.args, str | bytes) or not isinstance(call.args, Collection):
         raise TypeError(f"args is a sequence of numbers, not {_kind(call.args)}")
     for arg in call.args:
         if type(arg) is not Value and not isinstance(arg, Value | Real):
@@ -67,7 +68,7 @@ def _check_typed(call: TypedCall) -> None:
 
 
 def _check_wasi(call: WasiCommand) -> None:
-    if not isinstance(call.args, Iterable):
+    if not isinstance(call.args, Collection):
         raise TypeError(f"args is a sequence of texts, not {_kind(call.args)}")
     if not isinstance(call.env, Mapping):
         raise TypeError(f"env is a mapping, not {_kind(call.env)}")
