@@ -49,6 +49,22 @@ class Sandboxctl:
             timeout=60,
             check=False,
         )
+        return self._done(done)
+
+    def without_stdin(self, *args: str | Path) -> Done:
+        """Run it as a shell does with `<&-`."""
+        closed = ["sh", "-c", 'exec "$@" <&-', "sh", SCRIPT, *args]
+        done = subprocess.run(
+            closed,
+            capture_output=True,
+            env=self.environment(),
+            cwd=self.directory,
+            timeout=60,
+            check=False,
+        )
+        return self._done(done)
+
+    def _done(self, done: subprocess.CompletedProcess[bytes]) -> Done:
         err = done.stderr.decode()
         assert "Traceback" not in err
         return Done(done.returncode, done.stdout, err)

@@ -114,6 +114,27 @@ def test_a_refused_call_has_an_error_in_json(daemon: FakeDaemon, ctl: Sandboxctl
     assert second["outcome"]["name"] == "completed"
 
 
+def test_a_line_above_the_message_limit_fails_alone(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
+    lines = b"a\n" + b"b" * (5 << 20) + b"\nc\n"
+    done = ctl("batch", "guest.wasm", "upper", "--bytes", stdin=lines)
+    assert (done.code, done.out) == (3, b"A\n\nC\n")
+    assert "sandboxctl: line 2: " in done.err
+    assert "--max-message" in done.err
+    assert "Push" not in done.err
+
+
+def test_what_to_do_is_said_once_for_a_kind_of_error(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
+    digest = daemon.store()
+    daemon.drops = 3
+    large = b"b" * (5 << 20)
+    done = ctl("batch", digest, "f", "--bytes", stdin=b"a\nb\nc\nd\n%b\n%b\n" % (large, large))
+    assert done.code == 3
+    for line in (1, 2, 3, 5, 6):
+        assert f"sandboxctl: line {line}: " in done.err
+    assert done.err.count("Push it first") == 1
+    assert done.err.count("Send less input") == 1
+
+
 def test_nothing_in_nothing_out(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
     done = ctl("batch", daemon.store(), "add")
     assert (done.code, done.out, done.err) == (0, b"", "")
@@ -147,6 +168,16 @@ def test_a_wrong_command_line_or_a_wrong_line_runs_nothing(
     assert daemon.requests("ExecuteBatch") == []
 
 
+def test_a_closed_standard_input_is_bad_usage(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
+    batch = ctl.without_stdin("batch", "guest.wasm", "add")
+    call = ctl.without_stdin("call", "guest.wasm", "upper", "--input", "-")
+    assert (batch.code, call.code) == (2, 125)
+    for done in (batch, call):
+        assert done.out == b""
+        assert "standard input is closed" in " ".join(done.err.split())
+    assert daemon.seen == []
+
+
 def test_a_daemon_that_refuses_the_batch_is_a_failure_of_its_own(
     daemon: FakeDaemon, ctl: Sandboxctl
 ) -> None:
@@ -164,6 +195,38 @@ def test_the_timeout_is_for_the_whole_batch(daemon: FakeDaemon, ctl: Sandboxctl)
     done = ctl("batch", daemon.store(), "add", "--timeout", "300ms", stdin=b"1 1\n" * 4)
     assert done.code == 1
     assert "--timeout" in done.err
+
+
+def test_the_timeout_is_for_waiting_for_the_input_too(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
+    digest = daemon.store()
+    running = ctl.start(
+        *("batch", digest, "add", "--timeout", "300ms"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with running:
+        assert running.stdin is not None
+        running.stdin.write(b"1 1\n")
+        running.stdin.flush()
+        assert running.wait(20) == 1
+        assert running.stderr is not None
+        assert b"--timeout was over before standard input" in running.stderr.read()
+    assert daemon.seen == []
+
+
+def test_input_that_comes_in_time_is_read_to_its_end(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
+    lines = "".join(f"{n} 1\n" for n in range(20_000)).encode()
+    done = ctl("batch", daemon.store(), "add", "--timeout", "30s", stdin=lines)
+    assert (done.code, len(done.out.split())) == (0, 20_000)
+
+
+def test_input_that_is_far_too_long_is_bad_usage(daemon: FakeDaemon, ctl: Sandboxctl) -> None:
+    for options in ([], ["--timeout", "30s"]):
+        done = ctl("batch", daemon.store(), "add", *options, stdin=b"1 1\n" * (17 << 20))
+        assert done.code == 2
+        assert "64 MiB" in done.err
+    assert daemon.seen == []
 
 
 def test_an_interrupt_cancels_the_batch(daemon: FakeDaemon, ctl: Sandboxctl) -> None:

@@ -23,6 +23,7 @@ from sandboxd.client import (
     Fault,
     InternalFault,
     Limits,
+    MessageTooLarge,
     ModuleNotFound,
     QueueFull,
     TypedCall,
@@ -155,6 +156,76 @@ def test_what_is_wrong_with_the_arguments_as_such_is_a_type_error(
         client.execute_all([BatchCall(daemon.store(), WasiCommand(), require_layers="seccomp")])
 
 
+WRONG: list[tuple[Any, type[Exception], str]] = [
+    (1, TypeError, "BatchCall is needed, not int"),
+    (None, TypeError, "BatchCall is needed, not NoneType"),
+    ((ABSENT, WasiCommand()), TypeError, "BatchCall is needed, not tuple"),
+    (BatchCall(5, WasiCommand()), TypeError, "module"),  # type: ignore[arg-type]
+    (BatchCall("add.wasm", WasiCommand()), ValueError, "not a digest"),
+    (BatchCall(ABSENT, 5), TypeError, "call is a TypedCall"),  # type: ignore[arg-type]
+    (BatchCall(ABSENT, TypedCall("f", "12")), TypeError, "args"),  # type: ignore[arg-type]
+    (BatchCall(ABSENT, TypedCall("f", ["1"])), TypeError, "args"),  # type: ignore[list-item]
+    (BatchCall(ABSENT, TypedCall("f", 1)), TypeError, "args"),  # type: ignore[arg-type]
+    (BatchCall(ABSENT, TypedCall("f", iter([i32(1)]))), TypeError, "args"),  # type: ignore[arg-type]
+    (BatchCall(ABSENT, WasiCommand(iter(["x"]))), TypeError, "args"),  # type: ignore[arg-type]
+    (BatchCall(ABSENT, TypedCall(None)), TypeError, "export"),  # type: ignore[arg-type]
+    (BatchCall(ABSENT, BytesCall("f", "x")), TypeError, "input"),  # type: ignore[arg-type]
+    (BatchCall(ABSENT, WasiCommand([1])), TypeError, "args"),  # type: ignore[list-item]
+    (BatchCall(ABSENT, WasiCommand(env=["x"])), TypeError, "env"),  # type: ignore[arg-type]
+    (BatchCall(ABSENT, WasiCommand(stdin="x")), TypeError, "stdin"),  # type: ignore[arg-type]
+    (BatchCall(ABSENT, WasiCommand(), limits=5), TypeError, "limits is"),  # type: ignore[arg-type]
+    (BatchCall(ABSENT, WasiCommand(), Limits(fuel=True)), TypeError, "limits.fuel"),
+    (BatchCall(ABSENT, WasiCommand(), Limits(fuel=-1)), ValueError, "limits.fuel"),
+    (BatchCall(ABSENT, WasiCommand(), require_layers=[1]), TypeError, "require_layers"),  # type: ignore[list-item]
+    (BatchCall(ABSENT, WasiCommand(), require_layers=1), TypeError, "require_layers"),  # type: ignore[arg-type]
+    (BatchCall(Path("/none.wasm"), WasiCommand()), FileNotFoundError, "none.wasm"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "kind", "words"), WRONG)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_wrong_argument_is_named_before_anything_is_sent(
+    daemon: FakeDaemon, client: Client, wrong: Any, kind: type[Exception], words: str, lazy: bool
+) -> None:
+    calls = [BatchCall(daemon.store(), WasiCommand()), BatchCall(WASM, WasiCommand()), wrong]
+    with pytest.raises(kind, match=words) as caught:
+        client.execute_all(iter(calls) if lazy else calls)
+    assert isinstance(caught.value, OSError) or "calls[2]: " in str(caught.value)
+    assert daemon.seen == []
+
+
+def test_a_wrong_argument_from_an_iterator_is_told_when_it_is_reached(
+    daemon: FakeDaemon, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "CALLS_PER_MESSAGE", 2)
+    calls: list[Any] = [*adds(daemon.store(), 2), None]
+    results = client.execute_batch(iter(calls))
+    assert {next(results)[0], next(results)[0]} == {0, 1}
+    with pytest.raises(TypeError, match=r"calls\[2\]"):
+        next(results)
+
+
+@pytest.mark.parametrize(
+    ("count", "kind"),
+    [(-1, ValueError), (1 << 32, ValueError), (True, TypeError), (2.0, TypeError)],
+)
+async def test_a_wrong_max_parallel_is_named(
+    loop_daemon: FakeDaemon, async_client: AsyncClient, count: Any, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind, match="max_parallel"):
+        await async_client.execute_all(adds(loop_daemon.store(), 1), max_parallel=count)
+    assert loop_daemon.seen == []
+
+
+def test_execute_names_the_wrong_argument_as_well(daemon: FakeDaemon, client: Client) -> None:
+    wrong: Any = 5
+    with pytest.raises(TypeError, match="limits is a Limits"):
+        client.execute(WASM, WasiCommand(), limits=wrong)
+    with pytest.raises(TypeError, match="call is a TypedCall"):
+        client.execute(WASM, wrong)
+    assert daemon.seen == []
+
+
 def test_a_batch_in_which_nothing_can_be_sent(daemon: FakeDaemon, client: Client) -> None:
     digest = daemon.store()
     results = client.execute_all([BatchCall(digest, TypedCall("none", (1,)))] * 3)
@@ -188,6 +259,50 @@ def test_a_call_that_is_refused_has_the_fault_that_execute_raises(
     assert vars(single) == vars(caught.value)
 
 
+def test_a_call_above_the_message_limit_harms_no_other(daemon: FakeDaemon, client: Client) -> None:
+    digest = daemon.store()
+    sizes = [100, 5 << 20, 100, 5 << 20]
+    calls = [BatchCall(digest, BytesCall("upper", b"a" * size)) for size in sizes]
+    first, second, third, fourth = client.execute_all(calls)
+    with pytest.raises(MessageTooLarge) as caught:
+        client.execute(digest, calls[1].call)
+    assert (len(ok(first).output), len(ok(third).output)) == (100, 100)
+    for large in (second, fourth):
+        assert isinstance(large, MessageTooLarge)
+        assert large.code == caught.value.code
+
+
+async def test_a_call_above_the_message_limit_alone(
+    loop_daemon: FakeDaemon, async_client: AsyncClient
+) -> None:
+    call = BatchCall(loop_daemon.store(), WasiCommand(stdin=b"a" * (5 << 20)))
+    (single,) = await async_client.execute_all([call])
+    assert isinstance(single, MessageTooLarge)
+
+
+class Small(FakeDaemon):
+    """Takes messages of 500 bytes."""
+
+    async def ExecuteBatch(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if request.ByteSize() > 500:
+            text = f"Received message larger than max ({request.ByteSize()} vs. 500)"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        async for message in super().ExecuteBatch(request, context):
+            yield message
+
+
+async def test_a_daemon_that_takes_small_messages_is_sent_small_ones(socket: Path) -> None:
+    fake = Small(socket)
+    sizes = [100, 50, 700, 100, 100, 100, 200]
+    async with fake.serve(), AsyncClient(fake.address) as client:
+        digest = fake.store()
+        calls = [BatchCall(digest, BytesCall("upper", b"a" * size)) for size in sizes]
+        results = await client.execute_all(calls)
+    assert isinstance(results.pop(2), MessageTooLarge)
+    assert [len(ok(result).output) for result in results] == [100, 50, 100, 100, 100, 200]
+    assert len(fake.requests("ExecuteBatch")) < len(results), "still several in a message"
+
+
 def test_an_unknown_code_of_a_single_call_is_a_fault(daemon: FakeDaemon, client: Client) -> None:
     refusal = Refusal(grpc.StatusCode.ABORTED, "odd", "ODD")
     daemon.refusals["item"].append(refusal)
@@ -196,11 +311,13 @@ def test_an_unknown_code_of_a_single_call_is_a_fault(daemon: FakeDaemon, client:
     assert (single.code, single.reason) == ("ABORTED", "ODD")
 
 
-def test_leaving_early_cancels_the_batch(daemon: FakeDaemon, client: Client) -> None:
+def test_closing_the_iterator_cancels_the_batch(daemon: FakeDaemon, client: Client) -> None:
     daemon.hang = True
-    results = client.execute_batch(adds(daemon.store(), 10))
-    assert next(results)[0] == 9
-    results.close()
+    with contextlib.closing(client.execute_batch(adds(daemon.store(), 10))) as results:
+        for index, _ in results:
+            assert index == 9
+            break
+        assert not daemon.cancelled.wait(0.3), "a referenced iterator may be read on"
     assert daemon.cancelled.wait(5)
 
 

@@ -45,6 +45,55 @@ def test_the_daemon_hears_of_the_timeout_as_a_limit_and_the_transport_waits_long
         assert seen.seconds_left > seen.request.limits.wall_time_ms / 1000 + 1
 
 
+DO: dict[str, Callable[[Client, str, Any], object]] = {
+    "execute": lambda client, digest, timeout: client.run(digest, timeout=timeout),
+    "batch": lambda client, digest, timeout: client.execute_all(
+        [api.BatchCall(digest, api.WasiCommand())], timeout=timeout
+    ),
+    "push": lambda client, _, timeout: client.push(WASM, timeout=timeout),
+    "get": lambda client, digest, timeout: client.get(digest, timeout=timeout),
+    "list": lambda client, _, timeout: list(client.list(timeout=timeout)),
+    "status": lambda client, _, timeout: client.status(timeout=timeout),
+}
+
+
+@pytest.mark.parametrize("what", DO)
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("-inf")])
+def test_what_is_no_time_to_wait_is_refused_before_anything_is_sent(
+    daemon: FakeDaemon, client: Client, what: str, timeout: float
+) -> None:
+    digest = daemon.store()
+    with pytest.raises(ValueError, match="timeout is a number of seconds above 0"):
+        DO[what](client, digest, timeout)
+    for wrong in ("1", True):
+        with pytest.raises(TypeError, match="timeout is a number of seconds"):
+            DO[what](client, digest, wrong)
+    assert daemon.seen == []
+
+
+@pytest.mark.parametrize("what", DO)
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300, 10**400, 1e10])
+def test_more_than_grpc_can_count_is_no_timeout(
+    daemon: FakeDaemon, client: Client, what: str, timeout: float
+) -> None:
+    DO[what](client, daemon.store(), timeout)
+    assert [seen.seconds_left for seen in daemon.seen] == [None]
+
+
+def test_a_limit_that_grpc_cannot_count_is_the_daemons_alone(
+    daemon: FakeDaemon, client: Client
+) -> None:
+    client.run(WASM, limits=Limits(wall_time_ms=(1 << 64) - 1))
+    (seen,) = daemon.seen
+    assert seen.seconds_left is None
+    assert seen.request.limits.wall_time_ms == (1 << 64) - 1
+
+
+def test_the_clients_own_timeout_is_looked_at_as_well() -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        Client("unix:///none", timeout=0)
+
+
 def test_a_daemon_that_does_not_answer_is_a_deadline_fault(daemon: FakeDaemon) -> None:
     daemon.hang = True
     with Client(daemon.address, deadline_slack=0.1) as client:

@@ -39,7 +39,7 @@ _NEXT: tuple[tuple[type[Fault], str], ...] = (
     (ModuleTooLarge, "Strip it (wasm-opt -Oz, wasm-strip), or raise sandboxd's --max-module"),
     (LayerNotActive, "See which layers are active, and why not: sandboxctl doctor"),
     (StoreFull, "Make room: sandboxctl module ls, then sandboxctl module rm DIGEST"),
-    (MessageTooLarge, "Push the module (sandboxctl module push FILE) and send less input"),
+    (MessageTooLarge, "Send less input, or start sandboxd with a higher --max-message"),
     (AccessDenied, "Present a certificate that the daemon trusts: --tls-cert and --tls-key"),
     (DeadlineFault, "Give it longer with --timeout, or look at it: sandboxctl status"),
     (Unsupported, "Client and daemon differ in age? Compare: sandboxctl version"),

@@ -12,7 +12,7 @@ from sandboxd.cli import guest
 from sandboxd.cli.settings import Settings, global_options, settings_of, utf8
 
 if TYPE_CHECKING:
-    from sandboxd.client import Call, Client, Execution, Fault, Signature
+    from sandboxd.client import BatchCall, Call, Client, Execution, Fault, Signature
     from sandboxd.client.operations import ModuleLike
 
 # Not 1, which says that the batch did not come to its end.
@@ -62,13 +62,15 @@ def batch(
 
     MODULE is a file, which is pushed, a digest, or 4 or more hex digits of one. A line holds the
     numbers of its call, as `sandboxctl call` takes them; with --bytes the line itself is passed by
-    the plugin ABI. Lines are sent many at a time. Every call has an instance and limits of its own,
-    and one that fails harms no other.
+    the plugin ABI. All of the input, 64 MiB at most, is read before the first call; then lines are
+    sent many at a time. Every call has an instance and limits of its own, and one that fails harms
+    no other.
 
     For every line there is one line of output, in the order of the input: the results, or the
     escaped bytes; an empty one if the call failed, and standard error says why. With
     -o json it is one document per line, as `call` writes it, with "index" (from 0); a call that
-    sandboxd refused has "error" instead of an outcome. --timeout is for the whole batch.
+    sandboxd refused has "error" instead of an outcome. --timeout is for everything, from the start:
+    waiting for standard input, reading the lines, pushing the file, all calls.
 
     \b
     Examples:
@@ -92,20 +94,27 @@ def batch(
     if result is not None and not as_bytes:
         raise click.UsageError("--result goes with --bytes")
     from sandboxd.cli.connect import connect, find_module
+    from sandboxd.client.operations import seconds_left, time_to_give_up
 
-    lines = _Lines(guest.read_input(source))
+    give_up = time_to_give_up(settings.timeout)
+    lines = _Lines(guest.read_input(source, give_up))
     with connect(settings) as client:
-        found = find_module(client, module, settings.timeout)
+        found = find_module(client, module, seconds_left(give_up))
         calls: Iterable[Call]
         if as_bytes:
             calls = _bytes_calls(export, lines, result or "packed")
             target: ModuleLike = found
         else:
-            target, signature = _signature(client, found, export, settings.timeout)
+            target, signature = _signature(client, found, export, seconds_left(give_up))
             for _ in _typed_calls(export, lines, signature):
                 pass  # Every line is looked at before anything runs.
             calls = _typed_calls(export, lines, signature)
-        failed = _run(client, settings, target, calls, max_parallel or 0, options)
+        results = client.execute_batch(
+            _batch_calls(target, calls, options),
+            max_parallel=max_parallel or 0,
+            timeout=seconds_left(give_up),
+        )
+        failed = _write_all(settings, results)
     if failed:
         click.echo(f"sandboxctl: {failed} of {len(lines)} calls failed", err=True)
         raise click.exceptions.Exit(EXIT_SOME_FAILED)
@@ -164,26 +173,22 @@ def _bytes_calls(export: str, lines: Iterable[bytes], result: str) -> Iterator[C
         yield BytesCall(export, line, convention, length)
 
 
-def _run(
-    client: Client,
-    settings: Settings,
-    module: ModuleLike,
-    calls: Iterable[Call],
-    max_parallel: int,
-    options: dict[str, Any],
-) -> int:
-    """Run the calls and write what came of them; return how many did not complete."""
-    from sandboxd.cli import verdict
-    from sandboxd.client import BatchCall, Fault
+def _batch_calls(
+    module: ModuleLike, calls: Iterable[Call], options: dict[str, Any]
+) -> Iterator[BatchCall]:
+    from sandboxd.client import BatchCall
 
     limits = guest.limits(options)
     fresh, layers = options["fresh"], options["require_layer"]
-    results = client.execute_batch(
-        (BatchCall(module, call, limits, fresh, layers) for call in calls),
-        max_parallel=max_parallel,
-        timeout=settings.timeout,
-    )
-    failed = 0
+    return (BatchCall(module, call, limits, fresh, layers) for call in calls)
+
+
+def _write_all(settings: Settings, results: Iterable[tuple[int, Execution | Fault]]) -> int:
+    """Write what came of the calls, in their order; return how many did not complete."""
+    from sandboxd.cli import verdict
+    from sandboxd.client import Fault
+
+    failed, output = 0, _Output(settings)
     # Results that came before those of earlier lines.
     early: dict[int, Execution | Fault] = {}
     at = 0
@@ -191,26 +196,42 @@ def _run(
         early[index] = result
         while at in early:
             ready = early.pop(at)
-            _write(settings, at, ready)
+            output.write(at, ready)
             failed += isinstance(ready, Fault) or verdict.exit_code(ready.outcome) != 0
             at += 1
     return failed
 
 
-def _write(settings: Settings, index: int, result: Execution | Fault) -> None:
-    from sandboxd.cli import documents, failure, verdict
-    from sandboxd.client import Exited, Fault
+class _Output:
+    """Writes what came of each line; what to do about a kind of fault, once."""
 
-    if settings.json:
-        documents.write_line({"index": index, **_document(result)})
-    elif isinstance(result, Fault):
-        click.echo()
-        failure.say(result, settings, about=f"line {index + 1}")
-    else:
-        click.echo(_text(result))
-        verdict.say(result.outcome, about=f"line {index + 1}")
-        if isinstance(result.outcome, Exited) and result.outcome.code:
-            click.echo(f"sandboxctl: line {index + 1}: {result.outcome.describe()}", err=True)
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._advised: set[tuple[str, str | None]] = set()
+
+    def write(self, index: int, result: Execution | Fault) -> None:
+        """Write a line of output, and to standard error why it is empty."""
+        from sandboxd.cli import documents, verdict
+        from sandboxd.client import Exited, Fault
+
+        if self._settings.json:
+            documents.write_line({"index": index, **_document(result)})
+        elif isinstance(result, Fault):
+            click.echo()
+            self._say(index, result)
+        else:
+            click.echo(_text(result))
+            verdict.say(result.outcome, about=f"line {index + 1}")
+            if isinstance(result.outcome, Exited) and result.outcome.code:
+                click.echo(f"sandboxctl: line {index + 1}: {result.outcome.describe()}", err=True)
+
+    def _say(self, index: int, fault: Fault) -> None:
+        from sandboxd.cli import failure
+
+        kind = (type(fault).__name__, fault.reason)
+        about = f"line {index + 1}"
+        failure.say(fault, self._settings, about, advise=kind not in self._advised)
+        self._advised.add(kind)
 
 
 def _document(result: Execution | Fault) -> dict[str, Any]:

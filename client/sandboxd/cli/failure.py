@@ -49,15 +49,22 @@ def conclude_without_output(error: BaseException, settings: Settings) -> int:
     return settings.fault_code
 
 
-def say(error: BaseException, settings: Settings, about: str = "") -> None:
-    """Write to standard error what went wrong and, where known, what to do next."""
+def say(error: BaseException, settings: Settings, about: str = "", *, advise: bool = True) -> None:
+    """Write to standard error what went wrong and, where known, what to do next.
+
+    Args:
+        error: what went wrong.
+        settings: where the daemon is.
+        about: which of several things it is about.
+        advise: False leaves out what to do next, where it was said before.
+    """
     problem, next_step = _words(error, settings)
     if about and about not in problem:
         from sandboxd.client.text import printable
 
         problem = f"{printable(about)}: {problem}"
     click.echo(f"sandboxctl: {problem}", err=True)
-    if next_step:
+    if next_step and advise:
         click.echo(next_step, err=True)
 
 

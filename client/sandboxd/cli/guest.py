@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TextIO, TypeAlias, TypeVar
 
 import click
 
@@ -23,6 +25,7 @@ Prepare: TypeAlias = Callable[["Client", "Path | str"], "tuple[ModuleLike, Call]
 
 # More than any daemon takes; it keeps an endless pipe from filling this machine's memory.
 _INPUT_BYTES_MAX = 64 << 20
+_PIECE_BYTES = 1 << 20
 
 
 def limit_options(command: _F) -> _F:
@@ -119,13 +122,42 @@ def write_bytes(stream: TextIO, data: bytes) -> None:
     stream.buffer.flush()
 
 
-def read_input(source: str) -> bytes:
-    """Read a file, or standard input for `-`. Raises click.UsageError if it is far too long."""
+def read_input(source: str, give_up: float | None = None) -> bytes:
+    """Read a file, or standard input for `-`, to its end.
+
+    Args:
+        source: which.
+        give_up: when to stop waiting for standard input, by the monotonic clock.
+
+    Raises click.UsageError if it is far too long or if standard input is closed,
+    click.ClickException if its end does not come in time.
+    """
     if source == "-":
-        data = sys.stdin.buffer.read(_INPUT_BYTES_MAX + 1)
+        if sys.stdin is None:
+            raise click.UsageError(
+                "standard input is closed: redirect it, or name a file (--input)"
+            )
+        data = _read_until(sys.stdin.buffer, give_up)
     else:
         with Path(source).open("rb") as file:
             data = file.read(_INPUT_BYTES_MAX + 1)
     if len(data) > _INPUT_BYTES_MAX:
         raise click.UsageError(f"the input is longer than {_INPUT_BYTES_MAX >> 20} MiB")
     return data
+
+
+def _read_until(file: BinaryIO, give_up: float | None) -> bytes:
+    """Read as much as an input may have and a byte, waiting until `give_up` for each piece."""
+    from sandboxd.client.operations import seconds_left
+
+    if give_up is None:
+        return file.read(_INPUT_BYTES_MAX + 1)
+    data = bytearray()
+    while len(data) <= _INPUT_BYTES_MAX:
+        if not select.select([file], [], [], seconds_left(give_up))[0]:
+            raise click.ClickException("--timeout was over before standard input came to its end")
+        piece = os.read(file.fileno(), _PIECE_BYTES)
+        if not piece:
+            break
+        data += piece
+    return bytes(data)

@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from sandboxd.client.batch import BatchCall, Batches, Result, Results, in_order
+from sandboxd.client.batch import BatchCall, Batches, Result, Results, all_at_hand, in_order
 from sandboxd.client.calls import BytesCall, Call, Convention, Limits, TypedCall, WasiCommand
 from sandboxd.client.errors import Fault
 from sandboxd.client.execution import Execution
@@ -208,7 +208,7 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> Results:
         """Run many calls in few messages; return what came of each; see `Client.execute_all`."""
-        results = self.execute_batch(calls, max_parallel=max_parallel, timeout=timeout)
+        results = self.execute_batch(all_at_hand(calls), max_parallel=max_parallel, timeout=timeout)
         return in_order([result async for result in results])
 
     # --- modules and status --------------------------------------------------------------------

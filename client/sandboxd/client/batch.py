@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from sandboxd.client import codec
+from sandboxd.client import checks, codec
 from sandboxd.client.calls import Call, Limits
-from sandboxd.client.errors import CallCancelled, DeadlineFault, Fault, InternalFault, Unavailable
+from sandboxd.client.errors import (
+    CallCancelled,
+    DeadlineFault,
+    Fault,
+    InternalFault,
+    MessageTooLarge,
+    Unavailable,
+)
 from sandboxd.client.execution import Execution
 from sandboxd.client.faults import fault_of_status
-from sandboxd.client.modules import PushResult
+from sandboxd.client.modules import Module, PushResult
 from sandboxd.client.operations import (
+    Load,
     ModuleLike,
     Operation,
     Operations,
@@ -54,7 +63,7 @@ class Opened:
     """The next calls: the stream of their results, as the step `Stream` returned it.
 
     `refused` are those that were not sent, because something is wrong with them; None is the stream
-    if that is so for all.
+    if none was sent.
     """
 
     refused: list[tuple[int, Fault]]
@@ -75,34 +84,49 @@ class Batches:
         max_parallel: int,
         timeout: float | None,
     ) -> None:
+        checks.check_parallel(max_parallel)
         self._operations = operations
-        self._calls = enumerate(calls)
+        # Those that are all there are looked at before anything is sent.
+        self._at_hand: Sequence[BatchCall] | None = calls if isinstance(calls, Sequence) else None
+        self._calls = enumerate(calls) if self._at_hand is not None else _checked(calls)
         self._max_parallel = max_parallel
         self._give_up = time_to_give_up(timeout)
         self._pushed: dict[bytes | Path, PushResult] = {}
         # Of the message that is made: index and request of each call, and those refused here.
         self._requests: list[tuple[int, sandbox_pb2.ExecuteRequest]] = []
         self._refused: list[tuple[int, Fault]] = []
-        # A request that did not fit into the message before.
-        self._left_over: tuple[int, sandbox_pb2.ExecuteRequest] | None = None
+        # Requests that did not fit into the message before.
+        self._left_over: deque[tuple[int, sandbox_pb2.ExecuteRequest]] = deque()
+        self._message_bytes = MESSAGE_BYTES
         self._unanswered: set[int] = set()
 
     def open(self) -> Operation[Opened | None]:
         """Send the next calls; None if there are none left."""
+        yield from self._look_ahead()
         yield from self._collect()
         if not self._requests and not self._refused:
             return None
-        stream = None
-        if self._requests:
-            message = sandbox_pb2.ExecuteBatchRequest(max_parallel=self._max_parallel)
-            message.requests.extend(request for _, request in self._requests)
-            self._unanswered = set(range(len(self._requests)))
-
-            def attempt() -> Operation[Any]:
-                return (yield Stream(message, seconds_left(self._give_up)))
-
-            stream = yield from self._operations.retrying(attempt, self._give_up, only_refused=True)
+        stream = (yield from self._send()) if self._requests else None
         return Opened(self._refused, stream)
+
+    def _send(self) -> Operation[Any]:
+        """Send the message that was made; None if it has more bytes than the daemon takes."""
+        message = sandbox_pb2.ExecuteBatchRequest(max_parallel=self._max_parallel)
+        message.requests.extend(request for _, request in self._requests)
+        self._unanswered = set(range(len(self._requests)))
+
+        def attempt() -> Operation[Any]:
+            return (yield Stream(message, seconds_left(self._give_up)))
+
+        try:
+            return (yield from self._operations.retrying(attempt, self._give_up, only_refused=True))
+        except MessageTooLarge as fault:
+            if len(self._requests) > 1:
+                self._message_bytes = message.ByteSize() // 2
+                self._left_over.extendleft(reversed(self._requests))
+            else:
+                self._refused.append((self._requests[0][0], fault))
+            return None
 
     def results(self, message: sandbox_pb2.ExecuteBatchResponse) -> Iterator[tuple[int, Result]]:
         """Translate one message of the stream. Raises `InternalFault` for what nobody asked for."""
@@ -121,18 +145,26 @@ class Batches:
         if self._unanswered:
             raise _broken(f"{len(self._unanswered)} calls without a result")
 
+    def _look_ahead(self) -> Operation[None]:
+        """Raise what is wrong with arguments, and with files, while nothing was sent."""
+        calls, self._at_hand = self._at_hand or (), None
+        for _ in _checked(calls):
+            pass
+        files = dict.fromkeys(call.module for call in calls if isinstance(call.module, Path))
+        for path in files:
+            yield Load(path)
+
     def _collect(self) -> Operation[None]:
         """Fill the next message."""
         self._requests, self._refused = [], []
         size = 0
         while len(self._requests) + len(self._refused) < CALLS_PER_MESSAGE:
-            found = self._left_over or (yield from self._next())
-            self._left_over = None
+            found = self._left_over.popleft() if self._left_over else (yield from self._next())
             if found is None:
                 return
             size += found[1].ByteSize()
-            if self._requests and size > MESSAGE_BYTES:
-                self._left_over = found
+            if self._requests and size > self._message_bytes:
+                self._left_over.appendleft(found)
                 return
             self._requests.append(found)
 
@@ -169,9 +201,35 @@ class Batches:
         )
 
 
+def all_at_hand(calls: Iterable[BatchCall]) -> Sequence[BatchCall]:
+    """Take all calls from an iterator, so that all can be looked at before anything is sent."""
+    return calls if isinstance(calls, Sequence) else list(calls)
+
+
 def in_order(results: Iterable[tuple[int, Result]]) -> Results:
     """Return results of all calls in the order of the calls."""
     return [result for _, result in sorted(results, key=lambda pair: pair[0])]
+
+
+def _checked(calls: Iterable[BatchCall]) -> Iterator[tuple[int, BatchCall]]:
+    for index, call in enumerate(calls):
+        _check(index, call)
+        yield index, call
+
+
+def _check(index: int, call: object) -> None:
+    """Raise TypeError or ValueError, with the call's place, for wrong arguments."""
+    try:
+        if not isinstance(call, BatchCall):
+            raise TypeError(f"a BatchCall is needed, not {type(call).__name__}")
+        if not isinstance(call.module, str | bytes | Path | Module | PushResult):
+            raise TypeError(
+                "module is a digest, a Module, bytes or a Path, not " + type(call.module).__name__
+            )
+        checks.check_module(call.module)
+        checks.check_execution(call.call, call.limits, call.require_layers)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"calls[{index}]: {error}") from None
 
 
 def _broken(what: str) -> InternalFault:

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
-from sandboxd.client import codec
+from sandboxd.client import checks, codec
 from sandboxd.client.calls import Call, Limits, TypedCall
 from sandboxd.client.errors import Fault, ModuleDamaged, ModuleNotFound
 from sandboxd.client.execution import Execution
@@ -103,7 +103,7 @@ class Operations:
     def __init__(self, *, timeout_s: float | None, slack_s: float, retries: int) -> None:
         if retries < 0:
             raise ValueError("retries must not be negative")
-        self._timeout_s = timeout_s
+        self._timeout_s = checks.patience(timeout_s)
         self._slack_s = slack_s
         self._retries = retries
         self._interfaces: dict[str, tuple[Extern, ...]] = {}
@@ -121,6 +121,7 @@ class Operations:
     ) -> Operation[Execution]:
         """Run one call; a module too large to send inline is pushed if the daemon lacks it."""
         give_up = time_to_give_up(timeout)
+        checks.check_execution(call, limits, require_layers)
         layers = codec.layer_names(require_layers)
         digest, wasm = yield from self._identify(module)
         if isinstance(call, TypedCall) and not _has_types(call):
@@ -211,8 +212,9 @@ class Operations:
                 wall_ms = left_ms if asked_ms is None else min(asked_ms, left_ms)
             if wall_ms is not None:
                 request.limits.wall_time_ms = wall_ms
-            timeout_s = None if wall_ms is None else wall_ms / 1000 + self._slack_s
-            response = yield Unary("Execute", request, timeout_s)
+            timeout_s = math.inf if wall_ms is None else wall_ms / 1000 + self._slack_s
+            transport_s = timeout_s if timeout_s < checks.PATIENCE_MAX_S else None
+            response = yield Unary("Execute", request, transport_s)
             return codec.execution_of(response)
 
         return (yield from self.retrying(attempt, give_up, only_refused=True))
@@ -228,6 +230,7 @@ class Operations:
         progress: Progress | None = None,
     ) -> Operation[PushResult]:
         """Store a module. Bytes and files are sent with their digest, and can be sent again."""
+        give_up = time_to_give_up(timeout)
         if isinstance(source, str):
             raise TypeError("to push a file, pass a pathlib.Path")
         content = (yield Load(source)) if isinstance(source, Path) else source
@@ -239,12 +242,12 @@ class Operations:
             header.size_bytes = len(content)
 
         def attempt() -> Operation[PushResult]:
-            response = yield Upload(header, content, timeout, progress)
+            response = yield Upload(header, content, seconds_left(give_up), progress)
             return self._remember(codec.push_result_of(response))
 
         if not isinstance(content, bytes):  # An iterator can be read once.
             return (yield from attempt())
-        return (yield from self.retrying(attempt, time_to_give_up(timeout)))
+        return (yield from self.retrying(attempt, give_up))
 
     def get(self, digest: str | Module, timeout: float | None) -> Operation[Module]:
         """Describe one module."""
@@ -328,10 +331,17 @@ def _digest(module: str | Module) -> str:
 
 
 def time_to_give_up(timeout: float | None) -> float | None:
-    """Return when so many seconds will have passed, by the monotonic clock; None for never."""
-    return None if timeout is None else time.monotonic() + timeout
+    """Return when so many seconds will have passed, by the monotonic clock; None for never.
+
+    Raises TypeError or ValueError for what is no time to wait.
+    """
+    seconds = checks.patience(timeout)
+    return None if seconds is None else time.monotonic() + seconds
 
 
 def seconds_left(give_up: float | None) -> float | None:
-    """Return the seconds until then, at least 0; None for never."""
-    return None if give_up is None else max(0.0, give_up - time.monotonic())
+    """Return the seconds until then; None for never.
+
+    It is at least a nanosecond, which is over at once: 0 is no timeout that may be asked for.
+    """
+    return None if give_up is None else max(1e-9, give_up - time.monotonic())

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from sandboxd.client.batch import BatchCall, Batches, Result, Results, in_order
+from sandboxd.client.batch import BatchCall, Batches, Result, Results, all_at_hand, in_order
 from sandboxd.client.calls import BytesCall, Call, Convention, Limits, TypedCall, WasiCommand
 from sandboxd.client.errors import Fault
 from sandboxd.client.execution import Execution
@@ -137,9 +137,10 @@ class Client:
             fresh: run in a process that serves this call only.
             require_layers: layers of isolation that must be active, by name, or the call is
                 refused with `LayerNotActive`; `status().layers` names them. None requires none.
-            timeout: seconds for everything, repeats included. It reaches the daemon as the
-                call's wall-clock limit, so that running out of it is the outcome
-                `DeadlineExceeded`; only a daemon that does not answer is a `DeadlineFault`.
+            timeout: seconds above 0, for everything, repeats included; None or infinity waits
+                for as long as it takes. It reaches the daemon as the call's wall-clock limit, so
+                that running out of it is the outcome `DeadlineExceeded`; only a daemon that does
+                not answer is a `DeadlineFault`.
         """
         return self._do(
             self._operations.execute(module, call, limits, fresh, require_layers, timeout)
@@ -226,17 +227,21 @@ class Client:
         Every call is one of its own, as with `execute`, and what is wrong with one harms no
         other. An item is the call's place in `calls`, from 0, and its `Execution`, or the `Fault`
         that `execute` would have raised. The iterator itself raises a `Fault` when it cannot go on:
-        calls without a result by then may have run. Leaving it early cancels those that run, and
-        the others never start; nothing is sent before the first result is asked for.
+        calls without a result by then may have run. Nothing is sent before the first result is
+        asked for. To leave early, close the iterator (`contextlib.closing`, or its `close()`):
+        that cancels the calls that run, and the others never start.
+
+        Raises TypeError, ValueError or OSError for arguments that are wrong and for a file that
+        cannot be read: of a sequence before anything is sent, else when it comes to that call.
 
         Args:
             calls: as many as you like, of one module or of several; sent up to 1,000 at a time,
                 each message when all of the one before have ended.
             max_parallel: how many may be under way at once; 0 leaves it to the daemon, which
                 takes one more than it has processors.
-            timeout: seconds for everything; when they are over, the iterator raises
-                `DeadlineFault`. `BatchCall.limits` bound the single call, from when the daemon
-                takes it up.
+            timeout: seconds for everything, from when the first result is asked for; when they
+                are over, the iterator raises `DeadlineFault`. `BatchCall.limits` bound the single
+                call, from when the daemon takes it up.
         """
         batches = Batches(self._operations, calls, max_parallel, timeout)
         while (opened := self._do(batches.open())) is not None:
@@ -256,9 +261,11 @@ class Client:
     ) -> Results:
         """Run many calls in few messages; return what came of each, in their order.
 
-        See `execute_batch`. A `Fault` of a single call is in the list, not raised.
+        See `execute_batch`. A `Fault` of a single call is in the list, not raised. All calls are
+        taken from `calls` and looked at before anything is sent.
         """
-        return in_order(self.execute_batch(calls, max_parallel=max_parallel, timeout=timeout))
+        results = self.execute_batch(all_at_hand(calls), max_parallel=max_parallel, timeout=timeout)
+        return in_order(results)
 
     # --- modules and status --------------------------------------------------------------------
 
