@@ -2,7 +2,7 @@
 
 The parts, the launcher, a zygote and a first runner are the real ones, so a layer of isolation
 holds here if it would hold in a daemon. Nothing stays behind: the state directory is locked for a
-moment, and not made.
+moment, and not made; one that is there may get the file that the lock is on.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class Check:
                 if path.is_dir():
                     parts.store.claim()
                     state_directory.try_making_in(path)
+                    parts.store.unlock()
                 else:
                     state_directory.require_makable(path)
             except StateDirectoryBusy:

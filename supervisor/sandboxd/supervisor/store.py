@@ -184,6 +184,11 @@ class Store:
         self._refuse_foreign()
         self._lock_fd = state_directory.lock(self._base_fd, self._state_dir)
 
+    def unlock(self) -> None:
+        """Let another daemon have the directory. It must not be used afterwards, but looked at."""
+        os.close(self._lock_fd)
+        self._lock_fd = -1
+
     def load(self) -> None:
         """Drop what was never acknowledged and read the index. Raises OSError."""
         base = Path(f"/proc/self/fd/{self._base_fd}")
