@@ -8,7 +8,6 @@ import resource
 from sandboxd.supervisor import endpoints
 from sandboxd.supervisor.birth import PoolConfig
 from sandboxd.supervisor.compilation import CompileConfig
-from sandboxd.supervisor.errors import StartError
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
 from sandboxd.supervisor.outbox import file_bytes
 from sandboxd.supervisor.services.modules import MAX_PUSHES
@@ -35,10 +34,6 @@ BESIDE_OUTPUT_MOST = 16 * MIB
 BESIDE_OUTPUT_BYTES = 64 * 1024
 # Fewer than this are too few for an ordinary use.
 MIN_CONNECTIONS = 64
-
-
-class SettingsError(StartError):
-    """Settings contradict each other; the message says which, and what to do."""
 
 
 def children_at_once(settings: Settings) -> int:
@@ -130,23 +125,13 @@ def _in_words(size: int) -> str:
 
 
 def tls(settings: Settings) -> endpoints.Tls | None:
-    """The files for TLS, or None. Raises `SettingsError` if only some are given."""
+    """The files for TLS, or None; usage.py has seen to it that they are all given or none is."""
     given = (settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-    if not any(given):
-        return None
-    if not all(given):
-        raise SettingsError("TLS needs all of --tls-cert, --tls-key and --tls-client-ca")
-    return endpoints.Tls(*given)
+    return endpoints.Tls(*given) if all(given) else None
 
 
 def limit_policy(settings: Settings) -> LimitPolicy:
-    """Defaults and maxima of calls. Raises `SettingsError` if a default is above its maximum."""
-    for name in ("wall_time", "cpu_time", "memory", "table_elements", "output"):
-        if getattr(settings, f"default_{name}") > getattr(settings, f"max_{name}"):
-            flag = name.replace("_", "-")
-            raise SettingsError(
-                f"--default-{flag} is above --max-{flag}; raise or lower one of them"
-            )
+    """Defaults and maxima of calls; usage.py has seen to it that the former are not above."""
     default = CallLimits(
         settings.default_wall_time,
         settings.default_cpu_time,
