@@ -136,9 +136,13 @@ def test_a_state_directory_that_may_not_be_written_is_found(tmp_path: Path) -> N
 
 
 def test_remarks_on_settings_are_told(tmp_path: Path) -> None:
-    ended = check(tmp_path, "--max-output=8MiB", "--max-message=8MiB", "--insecure-tcp")
+    ended = check(
+        tmp_path, "--max-output=8MiB", "--max-message=8MiB", "--insecure-tcp",
+        "--max-runners=8", "--ahead-runners=4",
+    )  # fmt: skip
     notes = " ".join(lines(ended, "note"))
     assert "--max-output is 8 MiB: a stock gRPC client refuses answers above 4 MiB" in notes
     assert "grpc.max_receive_message_length" in notes
     assert "--max-message is 8 MiB" in notes
     assert "TCP without TLS" in notes
+    assert "--ahead-runners is 4, and 2 of them can be kept" in notes

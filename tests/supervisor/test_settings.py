@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.supervisor.parsing import parse
 
-from sandboxd.supervisor import isolation, settings, usage
+from sandboxd.supervisor import isolation, usage
 from sandboxd.supervisor.main import main
 from sandboxd.supervisor.settings import DURATION, SIZE, Settings
 
@@ -39,20 +40,6 @@ def example(field: dataclasses.Field[Any]) -> tuple[str, Any]:
         return SPECIAL[field.name]
     kind = field.metadata["type"]
     return WRITTEN[kind.name] if kind is not None else ("some-text", "some-text")
-
-
-def parse(arguments: list[str], environment: dict[str, str] | None = None) -> Settings:
-    """What the daemon would start with."""
-    parsed: list[Settings] = []
-
-    @click.command()
-    @settings.options
-    def command(**given: Any) -> None:
-        parsed.append(settings.from_arguments(given))
-
-    result = CliRunner().invoke(command, arguments, env=environment, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return parsed[0]
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
@@ -271,4 +258,4 @@ def test_an_address_that_is_given_twice_is_bad_usage(
     ],
 )
 def test_addresses_that_can_be_served_at_once_are_taken(one: str, other: str) -> None:
-    usage.check(Settings(listen=(one, other), insecure_tcp=True))
+    usage.check(parse(["--insecure-tcp", "--listen", one, "--listen", other]))

@@ -32,6 +32,8 @@ DESCRIPTORS_BESIDE = 3 * MAX_PUSHES + 64
 STOCK_CLIENT_BYTES = 4 * MIB
 BESIDE_OUTPUT_MOST = 16 * MIB
 BESIDE_OUTPUT_BYTES = 64 * 1024
+# Runners kept ready, and kept bound, if not told otherwise.
+SPARES = AHEAD = 4
 # Fewer than this are too few for an ordinary use.
 MIN_CONNECTIONS = 64
 
@@ -101,7 +103,7 @@ def server_options(settings: Settings) -> list[tuple[str, int]]:
 
 def remarks(settings: Settings) -> list[str]:
     """What is allowed, but should be known: by whoever starts the daemon, or uses it."""
-    found = []
+    found = _cuts(settings)
     if settings.insecure_tcp:
         found.append("TCP without TLS: every user of this machine can run guests")
     if settings.max_output > STOCK_CLIENT_BYTES - BESIDE_OUTPUT_BYTES:
@@ -118,6 +120,20 @@ def remarks(settings: Settings) -> list[str]:
             "(grpc.max_send_message_length; none, in most languages) allows it"
         )
     return found
+
+
+def _cuts(settings: Settings) -> list[str]:
+    """Numbers of runners that were asked for and are not kept."""
+    numbers = (
+        ("--spare-runners", settings.spare_runners, spares(settings)),
+        ("--ahead-runners", settings.ahead_runners, ahead(settings)),
+    )
+    return [
+        f"{flag} is {asked}, and {kept} of them can be kept: --max-runners, which is "
+        f"{settings.max_runners}, leaves room for no more"
+        for flag, asked, kept in numbers
+        if asked is not None and asked > kept
+    ]
 
 
 def _in_words(size: int) -> str:
@@ -159,14 +175,28 @@ def cgroups(settings: Settings, slots: int) -> control_pb2.Cgroups:
     )
 
 
+def spares(settings: Settings) -> int:
+    """Runners kept ready. More of them would drive out those that are bound to a module."""
+    asked = SPARES if settings.spare_runners is None else settings.spare_runners
+    return min(asked, settings.max_runners // 2)
+
+
+def ahead(settings: Settings) -> int:
+    """Runners kept bound ahead of need; spares and they are no more than there may be at all."""
+    quarter = settings.max_runners // 4
+    if settings.ahead_runners is None:
+        return min(AHEAD, quarter)
+    # One of two or three is a good deal: only for who asks for it.
+    return min(settings.ahead_runners, quarter or min(1, settings.max_runners // 2))
+
+
 def pool_config(settings: Settings) -> PoolConfig:
     """Sizes and ages of the pool, and the limits of a runner."""
     lifetime_s = (settings.runner_max_age + settings.max_cpu_time) / 1000
     return PoolConfig(
         capacity=settings.max_runners,
-        # More spares would drive out the runners that are bound to a module.
-        spares=min(settings.spare_runners, settings.max_runners // 2),
-        ahead=min(settings.ahead_runners, settings.max_runners // 4),
+        spares=spares(settings),
+        ahead=ahead(settings),
         queue_capacity=settings.queue_capacity,
         max_executions=settings.runner_max_executions,
         max_age_s=settings.runner_max_age / 1000,

@@ -139,15 +139,20 @@ class Settings:
         "run guests.",
     )
     max_runners: int = _option(32, "Most runner processes at once.", PROCESSES)
-    spare_runners: int = _option(
-        4, "Runner processes kept ready ahead of need.", click.IntRange(0, 10_000)
+    spare_runners: int | None = _option(
+        None,
+        "Runner processes kept ready ahead of need. At most half of --max-runners. [default: 4, or "
+        "that half]",
+        click.IntRange(0, 10_000),
+        show=False,
     )
-    ahead_runners: int = _option(
-        4,
+    ahead_runners: int | None = _option(
+        None,
         "Runner processes kept bound ahead of need, for modules whose calls use processes up again "
         "and again: they ask for one of their own, trap, or are stopped. At most a quarter of "
-        "--max-runners.",
+        "--max-runners, or one if there are two or three. [default: 4, or that quarter]",
         click.IntRange(0, 10_000),
+        show=False,
     )
     queue_capacity: int = _option(1024, "Most calls that may wait for a runner.", WAITING)
     queue_bytes: int = _option(
