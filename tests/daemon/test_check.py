@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -146,3 +147,44 @@ def test_remarks_on_settings_are_told(tmp_path: Path) -> None:
     assert "--max-message is 8 MiB" in notes
     assert "TCP without TLS" in notes
     assert "--ahead-runners is 4, and 2 of them can be kept" in notes
+
+
+def test_a_layer_that_does_not_hold_is_told_with_where_to_read_of_it(tmp_path: Path) -> None:
+    ended = check(tmp_path, "--cgroups=off", "--require-layer=cgroup")
+    assert ended.returncode == 1
+    (failed,) = lines(ended, "FAIL")
+    assert failed.startswith("isolation: ")
+    assert "standard error has its message" in failed
+    assert "isolation layer cgroup: " in ended.stderr
+
+
+def test_what_is_no_socket_is_told_to_be_none(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = check(tmp_path, f"--listen=unix://{tmp_path}/file")
+    assert ended.returncode == 1
+    assert lines(ended, "FAIL") == [
+        f"listen: {tmp_path}/file is not a socket; move it away, or pass another --listen"
+    ]
+
+
+def test_who_interrupts_a_check_gets_no_answer_and_leaves_nothing(tmp_path: Path) -> None:
+    command = (
+        *(sys.executable, "-m", "sandboxd.supervisor.main", "--check"),
+        *("--listen", f"unix://{tmp_path}/run/s", "--state-dir", str(tmp_path / "state")),
+    )
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ok    settings\n"
+        # As a terminal does it: to all of them.
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 130
+    assert told == "sandboxd: interrupted\n"
+    assert os.listdir(tmp_path) == []

@@ -119,6 +119,9 @@ def _is_left_behind(path: str) -> bool:
         except OSError as error:
             if error.errno == errno.ECONNREFUSED and Path(path).is_socket():
                 return True
+            if error.errno == errno.ECONNREFUSED:
+                words = f"{path} is not a socket; move it away, or pass another --listen"
+                raise EndpointError(words) from error
             raise EndpointError(f"{path}: {error.strerror}") from error
     raise EndpointBusy(f"another daemon serves {path}; stop it, or pass another --listen")
 
