@@ -60,7 +60,7 @@ $(BENCH_STAMP): $(STAMP)
 bench: $(BENCH_STAMP) ## Measure everything against its alternatives (under 15 minutes), into build/bench
 	$(BIN)/python -m bench
 
-bench-quick: $(BENCH_STAMP) ## The same, roughly (under 2 minutes)
+bench-quick: $(BENCH_STAMP) ## The same, roughly (under 2 minutes); not for the report
 	$(BIN)/python -m bench --quick
 
 bench-report: $(STAMP) ## Write what was measured into docs/performance.md and its charts

@@ -18,6 +18,11 @@ from bench.run import measure
 from bench.stage import ROOT, Stage
 
 DEFAULT_JSON = ROOT / "build" / "bench" / "results.json"
+PARTIAL_JSON = DEFAULT_JSON.with_name("partial.json")
+"""Of a run with --only or --quick, so that it does not take the place of a whole one."""
+
+# How many missing figures are named.
+_NAMED = 3
 
 
 @click.group(invoke_without_command=True)
@@ -27,14 +32,17 @@ DEFAULT_JSON = ROOT / "build" / "bench" / "results.json"
     "--json",
     "json_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=DEFAULT_JSON,
-    show_default="build/bench/results.json",
+    show_default="build/bench/results.json, or partial.json beside it with --only or --quick",
     help="Where the results go.",
 )
 @click.option("--list", "list_only", is_flag=True, help="List the figures.")
 @click.pass_context
 def main(
-    context: click.Context, quick: bool, only: tuple[str, ...], json_path: Path, list_only: bool
+    context: click.Context,
+    quick: bool,
+    only: tuple[str, ...],
+    json_path: Path | None,
+    list_only: bool,
 ) -> None:
     """Measure sandboxd against its alternatives, on this machine.
 
@@ -57,7 +65,7 @@ def main(
         found = asyncio.run(_run(chosen, settings))
     except asyncio.CancelledError:
         raise click.Abort from None
-    results.write(found, json_path)
+    results.write(found, json_path or (PARTIAL_JSON if quick or only else DEFAULT_JSON))
     click.echo(text.summary(found))
     sys.exit(any(figure.error for figure in found.figures))
 
@@ -71,10 +79,36 @@ def main(
     show_default="build/bench/results.json",
     help="The results to report.",
 )
-def report(json_path: Path) -> None:
-    """Write figures and charts into docs/performance.md, between its markers."""
-    for path in document.write(results.read(json_path), ROOT / "docs"):
+@click.option(
+    "--partial",
+    is_flag=True,
+    help="Report a run that was quick or lacks figures, too: the document loses the others.",
+)
+def report(json_path: Path, partial: bool) -> None:
+    """Write figures and charts into docs/performance.md, between its markers.
+
+    Exit status: 0 if written; 2 for results of a run that was not whole.
+    """
+    found = results.read(json_path)
+    if not partial and (lack := _lack(found)):
+        raise click.UsageError(
+            f"{json_path} {lack}; docs/performance.md would lose what it shows of a whole run. "
+            "Nothing was written. Measure everything (`make bench`), or pass --partial"
+        )
+    for path in document.write(found, ROOT / "docs"):
         click.echo(path.relative_to(ROOT))
+
+
+def _lack(found: results.Results) -> str:
+    """What these results lack of a whole run's, as the end of a sentence; "" if nothing."""
+    if found.quick:
+        return "is of a quick run"
+    wanted = [figure.name for figure in registry.all_figures(FULL)]
+    missing = [name for name in wanted if name not in {figure.name for figure in found.figures}]
+    if not missing:
+        return ""
+    named = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+    return f"lacks {len(missing)} of {len(wanted)} figures ({named})"
 
 
 async def _run(figures: list[Figure], settings: Settings) -> results.Results:

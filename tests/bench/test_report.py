@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from bench import __main__ as command
 from bench import registry
 from bench.figure import FULL, QUICK
 from bench.report import chart, document, markers, text
 from bench.report.scale import fit
-from bench.results import FigureResult, Machine, PointResult, RatioResult, Results, SideResult
+from bench.results import (
+    FigureResult,
+    Machine,
+    PointResult,
+    RatioResult,
+    Results,
+    SideResult,
+    write,
+)
 from bench.spread import Spread
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -204,3 +215,100 @@ def test_what_cannot_be_measured_here_does_not_fail_the_run(
     assert CliRunner().invoke(command.main, options).exit_code == 1
     words = " ".join(CliRunner().invoke(command.main, ["--help"]).output.split())
     assert "What cannot be measured on this machine (a tool is missing, say)" in words
+
+
+# --- whole runs and others ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where results go by default; what is measured is made up."""
+
+    async def run(*_: object) -> Results:
+        return _results("Calls")
+
+    monkeypatch.setattr(command, "_run", run)
+    monkeypatch.setattr(command, "DEFAULT_JSON", tmp_path / "results.json")
+    monkeypatch.setattr(command, "PARTIAL_JSON", tmp_path / "partial.json")
+    return tmp_path
+
+
+@pytest.mark.parametrize("options", [["--only", "call-latency"], ["--quick"]], ids=" ".join)
+def test_a_run_that_is_not_whole_leaves_the_results_of_one_alone(
+    build: Path, options: list[str]
+) -> None:
+    (build / "results.json").write_text("of a whole run")
+    assert CliRunner().invoke(command.main, options).exit_code == 0
+    assert (build / "results.json").read_text() == "of a whole run"
+    assert (build / "partial.json").exists()
+
+
+def test_a_whole_run_goes_where_the_report_looks_and_others_where_they_are_told(
+    build: Path,
+) -> None:
+    assert CliRunner().invoke(command.main, []).exit_code == 0
+    assert os.listdir(build) == ["results.json"]
+    told = ["--quick", "--json", str(build / "mine.json")]
+    assert CliRunner().invoke(command.main, told).exit_code == 0
+    assert sorted(os.listdir(build)) == ["mine.json", "results.json"]
+
+
+def _whole() -> Results:
+    found = _results("Calls")
+    one = found.figures[0]
+    names = [figure.name for figure in registry.all_figures(FULL)]
+    found.figures = [msgspec.structs.replace(one, name=name) for name in names]
+    return found
+
+
+def _lacking() -> Results:
+    found = _whole()
+    del found.figures[1:]
+    return found
+
+
+def _quick() -> Results:
+    return msgspec.structs.replace(_whole(), quick=True)
+
+
+def _report(found: Results, docs: Path, *options: str) -> Result:
+    path = docs / "measured.json"
+    write(found, path)
+    return CliRunner().invoke(command.main, ["report", "--json", str(path), *options])
+
+
+@pytest.fixture
+def root(tmp_path: Path, docs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout of which only the document is there."""
+    found = tmp_path / "root"
+    found.mkdir()
+    (found / "docs").symlink_to(docs)
+    monkeypatch.setattr(command, "ROOT", found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [(_lacking, ["lacks", "figures ("]), (_quick, ["is of a quick run"])],
+    ids=["lacking", "quick"],
+)
+def test_the_report_refuses_results_of_a_run_that_was_not_whole(
+    root: Path, docs: Path, made: Callable[[], Results], words: list[str]
+) -> None:
+    before = (docs / document.NAME).read_text()
+    refused = _report(made(), docs)
+    assert refused.exit_code == 2
+    told = " ".join(refused.output.split())
+    for word in (*words, "Nothing was written", "make bench", "--partial"):
+        assert word in told
+    assert (docs / document.NAME).read_text() == before
+    assert not (docs / document.FOLDER).exists()
+    # Who means it may.
+    assert _report(made(), docs, "--partial").exit_code == 0
+    assert (docs / document.NAME).read_text() != before
+
+
+def test_the_report_takes_results_of_a_whole_run(root: Path, docs: Path) -> None:
+    taken = _report(_whole(), docs)
+    assert taken.exit_code == 0, taken.output
+    assert str(Path("docs") / document.NAME) in taken.output

@@ -183,3 +183,15 @@ def test_it_can_be_switched_off(start_daemon: Any, sink_wasm: bytes) -> None:
             response = caller.execute(typed(digest, "add", i32(1), i32(2), fresh=True))
             assert response.receipt.start_kind != LOADED
         assert not ahead(daemon, digest)
+
+
+def test_a_pool_of_two_keeps_one_if_asked_to(start_daemon: Any, sink_wasm: bytes) -> None:
+    few = ("--max-runners=2", "--ahead-runners=3")
+    with start_daemon(*few) as daemon, calling(daemon) as caller:
+        assert daemon.log.count("--ahead-runners is 3, and 1 of them can be kept") == 1
+        digest = daemon.push(sink_wasm)
+        request = typed(digest, "add", i32(1), i32(2), fresh=True)
+        call_until_ahead(daemon, caller, request, digest)
+        for _ in range(5):
+            assert len(ahead(daemon, digest)) == 1
+            assert caller.execute(request).receipt.start_kind == LOADED

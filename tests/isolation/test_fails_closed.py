@@ -203,7 +203,7 @@ def test_all_required_layers_that_do_not_hold_are_told_at_once_each_with_its_rem
         _assert_refused(result, name)
     assert f"sandboxd: {len(missing)} required layers do not hold:\n" in result.stderr
     assert result.stderr.count("isolation layer ") == len(missing)
-    assert "the zygote ended with status 3; see its message above" in result.stderr
+    assert "the zygote ended with status 3; standard error has its message" in result.stderr
 
 
 def test_cgroups_that_the_host_does_not_delegate_stop_the_start(tmp_path: Path) -> None:

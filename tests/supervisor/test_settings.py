@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.supervisor.parsing import parse
 
-from sandboxd.supervisor import isolation, settings
+from sandboxd.supervisor import isolation, usage
 from sandboxd.supervisor.main import main
 from sandboxd.supervisor.settings import DURATION, SIZE, Settings
 
@@ -39,20 +41,6 @@ def example(field: dataclasses.Field[Any]) -> tuple[str, Any]:
         return SPECIAL[field.name]
     kind = field.metadata["type"]
     return WRITTEN[kind.name] if kind is not None else ("some-text", "some-text")
-
-
-def parse(arguments: list[str], environment: dict[str, str] | None = None) -> Settings:
-    """What the daemon would start with."""
-    parsed: list[Settings] = []
-
-    @click.command()
-    @settings.options
-    def command(**given: Any) -> None:
-        parsed.append(settings.from_arguments(given))
-
-    result = CliRunner().invoke(command, arguments, env=environment, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return parsed[0]
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
@@ -179,6 +167,9 @@ def test_bad_usage_ends_with_2_and_a_word(arguments: list[str]) -> None:
         (["--listen", "ftp://x"], ["unix:///path", "tcp://127.0.0.1:port"]),
         (["--listen", "tcp://[::1"], ["tcp://127.0.0.1:port"]),
         (["--listen", "tcp://localhost"], ["host and a port"]),
+        (["--max-runners", "abc"], ["'abc' is not a whole number"]),
+        (["--max-modules", "1.5"], ["'1.5' is not a whole number"]),
+        (["--max-runners", "0"], ["0 is not in the range 1<=x<=10000"]),
         (["--user", "no-such-user"], ["'no-such-user'"]),
         (["--user", "root"], ["as root"]),
         (["--user", "0"], ["as root"]),
@@ -199,6 +190,76 @@ def test_a_value_that_no_start_would_take_is_bad_usage_and_the_message_helps(
         else CliRunner().invoke(main, base, env=environment)
     )
     assert result.exit_code == 2, result.output
-    assert f"Invalid value for {flag}: " in result.output
+    assert re.search(rf"Invalid value for '?{flag}'?.*: ", result.output)
     for word in words:
         assert word in result.output
+
+
+TLS = ("--tls-cert", "--tls-key", "--tls-client-ca")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--default-output=8MiB"], "--default-output is above --max-output"),
+        (["--max-output=1KiB"], "--default-output is above --max-output"),
+        (["--default-memory=1GiB"], "--default-memory is above --max-memory"),
+        (["--max-wall-time=1s"], "--default-wall-time is above --max-wall-time"),
+        (["--default-cpu-time=1h"], "--default-cpu-time is above --max-cpu-time"),
+        (["--max-table-elements=1"], "--default-table-elements is above --max-table-elements"),
+        *(([f"{flag}=/x"], "TLS needs all of") for flag in TLS),
+        ([f"{TLS[0]}=/x", f"{TLS[1]}=/x"], "TLS needs all of"),
+        (["--listen=tcp://0.0.0.0:5000"], "TCP needs --tls-cert"),
+        (["--listen=tcp://127.0.0.1:0"], "TCP needs --tls-cert"),
+        (["--listen=tcp://0.0.0.0:5000", "--insecure-tcp"], "only a loopback address"),
+        (["--listen=tcp://example.org:1", "--insecure-tcp"], "only a loopback address"),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, list) else "",
+)
+@pytest.mark.parametrize("checked", [[], ["--check"]], ids=["start", "check"])
+def test_settings_that_contradict_each_other_are_bad_usage(
+    arguments: list[str], words: str, checked: list[str]
+) -> None:
+    base = ["--state-dir", "/dev/null/state", *checked]
+    result = CliRunner().invoke(main, [*base, *arguments])
+    assert result.exit_code == 2, result.output
+    assert words in result.output
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("unix:///x/s", "unix:///x/s"),
+        ("unix:///x/s", "unix:///x/./y/..//s"),
+        ("tcp://127.0.0.1:5000", "tcp://127.0.0.1:5000"),
+        ("tcp://LOCALHOST:5000", "tcp://localhost:5000"),
+        ("tcp://[::1]:5000", "tcp://[0:0:0:0:0:0:0:1]:5000"),
+        ("tcp://0.0.0.0:5000", "tcp://127.0.0.1:5000"),
+        ("tcp://[::1]:5000", "tcp://[::]:5000"),
+    ],
+)
+@pytest.mark.parametrize("checked", [[], ["--check"]], ids=["start", "check"])
+def test_an_address_that_is_given_twice_is_bad_usage(
+    one: str, other: str, checked: list[str]
+) -> None:
+    base = ["--state-dir", "/dev/null/state", *checked, *(f"{flag}=/x" for flag in TLS)]
+    result = CliRunner().invoke(
+        main, [*base, "--listen", one, "--listen=unix:///x/t", "--listen", other]
+    )
+    assert result.exit_code == 2, result.output
+    assert "Invalid value for --listen: " in result.output
+    assert ("is given twice" if one == other else "collide") in result.output
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("unix:///x/s", "unix:///x/t"),
+        ("tcp://127.0.0.1:0", "tcp://127.0.0.1:0"),
+        ("tcp://127.0.0.1:5000", "tcp://127.0.0.1:5001"),
+        ("tcp://127.0.0.1:5000", "tcp://[::1]:5000"),
+        ("unix:///x/s", "tcp://[::1]:5000"),
+    ],
+)
+def test_addresses_that_can_be_served_at_once_are_taken(one: str, other: str) -> None:
+    usage.check(parse(["--insecure-tcp", "--listen", one, "--listen", other]))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
+import itertools
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -10,6 +13,7 @@ from sandboxd.supervisor.errors import StartError
 
 # sizeof(sockaddr_un.sun_path) less the NUL.
 MAX_UNIX_PATH_BYTES = 107
+_WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - to compare with
 _FORMS = "use unix:///path or tcp://127.0.0.1:port"
 
 
@@ -88,3 +92,53 @@ def _tcp(address: str) -> TcpAddress:
     if not host or port is None:
         raise EndpointError(f"{address!r} needs a host and a port (0 for any)")
     return TcpAddress(host, port)
+
+
+def require_distinct(addresses: Iterable[str]) -> None:
+    """Raise `EndpointError` if two addresses could not be served at once, however written."""
+    for one, other in itertools.combinations(addresses, 2):
+        if _collide(parse(one), parse(other)):
+            written = (
+                f"{one!r} is given twice" if one == other else f"{one!r} and {other!r} collide"
+            )
+            raise EndpointError(f"{written}: leave one of them out")
+
+
+def _collide(one: UnixAddress | TcpAddress, other: UnixAddress | TcpAddress) -> bool:
+    match one, other:
+        case UnixAddress(), UnixAddress():
+            return os.path.realpath(one.path) == os.path.realpath(other.path)
+        case TcpAddress(), TcpAddress():
+            hosts = {_plain(one.host), _plain(other.host)}
+            # gRPC takes a wildcard for every address of both families. A port 0 becomes any.
+            return one.port == other.port != 0 and (len(hosts) == 1 or bool(hosts & _WILDCARDS))
+    return False
+
+
+def _plain(host: str) -> str:
+    """The one way to write a host's address; names stay as they are."""
+    try:
+        return ipaddress.ip_address(host).compressed
+    except ValueError:
+        return host
+
+
+def require_guard(address: TcpAddress, tls: bool, insecure: bool) -> None:
+    """Raise `EndpointError` unless TLS guards the address, or it is loopback and meant to be open.
+
+    Nothing is resolved: of names, only localhost is loopback.
+    """
+    if not tls and not (insecure and _is_loopback(address.host)):
+        raise EndpointError(
+            f"tcp://{address.target}: TCP needs --tls-cert, --tls-key and --tls-client-ca; without "
+            "them only a loopback address with --insecure-tcp is possible"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -8,7 +8,6 @@ import resource
 from sandboxd.supervisor import endpoints
 from sandboxd.supervisor.birth import PoolConfig
 from sandboxd.supervisor.compilation import CompileConfig
-from sandboxd.supervisor.errors import StartError
 from sandboxd.supervisor.limits import CallLimits, LimitPolicy
 from sandboxd.supervisor.outbox import file_bytes
 from sandboxd.supervisor.services.modules import MAX_PUSHES
@@ -33,12 +32,10 @@ DESCRIPTORS_BESIDE = 3 * MAX_PUSHES + 64
 STOCK_CLIENT_BYTES = 4 * MIB
 BESIDE_OUTPUT_MOST = 16 * MIB
 BESIDE_OUTPUT_BYTES = 64 * 1024
+# Runners kept ready, and kept bound, if not told otherwise.
+SPARES = AHEAD = 4
 # Fewer than this are too few for an ordinary use.
 MIN_CONNECTIONS = 64
-
-
-class SettingsError(StartError):
-    """Settings contradict each other; the message says which, and what to do."""
 
 
 def children_at_once(settings: Settings) -> int:
@@ -106,7 +103,7 @@ def server_options(settings: Settings) -> list[tuple[str, int]]:
 
 def remarks(settings: Settings) -> list[str]:
     """What is allowed, but should be known: by whoever starts the daemon, or uses it."""
-    found = []
+    found = _cuts(settings)
     if settings.insecure_tcp:
         found.append("TCP without TLS: every user of this machine can run guests")
     if settings.max_output > STOCK_CLIENT_BYTES - BESIDE_OUTPUT_BYTES:
@@ -125,28 +122,32 @@ def remarks(settings: Settings) -> list[str]:
     return found
 
 
+def _cuts(settings: Settings) -> list[str]:
+    """Numbers of runners that were asked for and are not kept."""
+    numbers = (
+        ("--spare-runners", settings.spare_runners, spares(settings)),
+        ("--ahead-runners", settings.ahead_runners, ahead(settings)),
+    )
+    return [
+        f"{flag} is {asked}, and {kept} of them can be kept: --max-runners, which is "
+        f"{settings.max_runners}, leaves room for no more"
+        for flag, asked, kept in numbers
+        if asked is not None and asked > kept
+    ]
+
+
 def _in_words(size: int) -> str:
     return f"{size / MIB:g} MiB"
 
 
 def tls(settings: Settings) -> endpoints.Tls | None:
-    """The files for TLS, or None. Raises `SettingsError` if only some are given."""
+    """The files for TLS, or None; usage.py has seen to it that they are all given or none is."""
     given = (settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-    if not any(given):
-        return None
-    if not all(given):
-        raise SettingsError("TLS needs all of --tls-cert, --tls-key and --tls-client-ca")
-    return endpoints.Tls(*given)
+    return endpoints.Tls(*given) if all(given) else None
 
 
 def limit_policy(settings: Settings) -> LimitPolicy:
-    """Defaults and maxima of calls. Raises `SettingsError` if a default is above its maximum."""
-    for name in ("wall_time", "cpu_time", "memory", "table_elements", "output"):
-        if getattr(settings, f"default_{name}") > getattr(settings, f"max_{name}"):
-            flag = name.replace("_", "-")
-            raise SettingsError(
-                f"--default-{flag} is above --max-{flag}; raise or lower one of them"
-            )
+    """Defaults and maxima of calls; usage.py has seen to it that the former are not above."""
     default = CallLimits(
         settings.default_wall_time,
         settings.default_cpu_time,
@@ -174,14 +175,28 @@ def cgroups(settings: Settings, slots: int) -> control_pb2.Cgroups:
     )
 
 
+def spares(settings: Settings) -> int:
+    """Runners kept ready. More of them would drive out those that are bound to a module."""
+    asked = SPARES if settings.spare_runners is None else settings.spare_runners
+    return min(asked, settings.max_runners // 2)
+
+
+def ahead(settings: Settings) -> int:
+    """Runners kept bound ahead of need; spares and they are no more than there may be at all."""
+    quarter = settings.max_runners // 4
+    if settings.ahead_runners is None:
+        return min(AHEAD, quarter)
+    # One of two or three is a good deal: only for who asks for it.
+    return min(settings.ahead_runners, quarter or min(1, settings.max_runners // 2))
+
+
 def pool_config(settings: Settings) -> PoolConfig:
     """Sizes and ages of the pool, and the limits of a runner."""
     lifetime_s = (settings.runner_max_age + settings.max_cpu_time) / 1000
     return PoolConfig(
         capacity=settings.max_runners,
-        # More spares would drive out the runners that are bound to a module.
-        spares=min(settings.spare_runners, settings.max_runners // 2),
-        ahead=min(settings.ahead_runners, settings.max_runners // 4),
+        spares=spares(settings),
+        ahead=ahead(settings),
         queue_capacity=settings.queue_capacity,
         max_executions=settings.runner_max_executions,
         max_age_s=settings.runner_max_age / 1000,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import grp
-import ipaddress
 import os
 import socket
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from sandboxd.supervisor.addresses import (
     EndpointError,
     TcpAddress,
     UnixAddress,
+    require_guard,
 )
 
 __all__ = ["MAX_UNIX_PATH_BYTES", "EndpointError", "Tls", "bind", "check", "unlink"]
@@ -119,12 +119,15 @@ def _is_left_behind(path: str) -> bool:
         except OSError as error:
             if error.errno == errno.ECONNREFUSED and Path(path).is_socket():
                 return True
+            if error.errno == errno.ECONNREFUSED:
+                words = f"{path} is not a socket; move it away, or pass another --listen"
+                raise EndpointError(words) from error
             raise EndpointError(f"{path}: {error.strerror}") from error
     raise EndpointBusy(f"another daemon serves {path}; stop it, or pass another --listen")
 
 
 def _bind_tcp(server: aio.Server, address: TcpAddress, tls: Tls | None, insecure: bool) -> str:
-    _require_guard(address, tls, insecure)
+    require_guard(address, tls is not None, insecure)
     target = address.target
     try:
         if tls is not None:
@@ -136,23 +139,6 @@ def _bind_tcp(server: aio.Server, address: TcpAddress, tls: Tls | None, insecure
     return f"tcp://{target.rsplit(':', 1)[0]}:{chosen}"
 
 
-def _require_guard(address: TcpAddress, tls: Tls | None, insecure: bool) -> None:
-    if tls is None and not (insecure and _is_loopback(address.host)):
-        raise EndpointError(
-            f"tcp://{address.target}: TCP needs --tls-cert, --tls-key and --tls-client-ca; without "
-            "them only a loopback address with --insecure-tcp is possible"
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def check(address: str, group: str, tls: Tls | None, insecure_tcp: bool) -> None:
     """Find out whether `bind` could bind an address, and leave nothing. Raises `EndpointError`."""
     match addresses.parse(address):
@@ -162,7 +148,7 @@ def check(address: str, group: str, tls: Tls | None, insecure_tcp: bool) -> None
             _is_left_behind(path)
             _require_room(Path(path).parent)
         case TcpAddress() as found:
-            _require_guard(found, tls, insecure_tcp)
+            require_guard(found, tls is not None, insecure_tcp)
             if tls is not None:
                 tls.credentials()
             _try_port(found)

@@ -1,7 +1,6 @@
 """Why the daemon cannot start.
 
     StartError
-    ├── SettingsError            settings contradict each other
     ├── UnknownLayer             a layer that does not exist was required; told as bad usage
     ├── StateDirectoryUnusable   another daemon's, or not a daemon's at all
     ├── UidRangeUnavailable      as root: no range of user ids of its own

@@ -44,6 +44,7 @@ from sandboxd.supervisor.errors import StartError
 log = logging.getLogger(__name__)
 
 EXIT_START_FAILED = 1
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -64,12 +65,18 @@ def main(check: bool, **arguments: Any) -> None:
     a socket below XDG_RUNTIME_DIR.
 
     Exit status: 0 stopped as asked, or with --check it would start; 1 could not start, or with
-    --check would not (standard error says why, or standard output); 2 bad usage.
+    --check would not (standard error says why, or standard output); 2 bad usage;
+    130 interrupted before there was an answer, or a daemon.
     """
     chosen = settings.from_arguments(arguments)
     usage.check(chosen)
     logs.configure(chosen.log_level)
-    sys.exit(asyncio.run(_check(chosen) if check else _run(chosen)))
+    try:
+        status = asyncio.run(_check(chosen) if check else _run(chosen))
+    except KeyboardInterrupt:
+        click.echo("sandboxd: interrupted", err=True)
+        status = EXIT_INTERRUPTED
+    sys.exit(status)
 
 
 async def _check(chosen: settings.Settings) -> int:

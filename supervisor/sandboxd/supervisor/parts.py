@@ -29,7 +29,7 @@ class Parts:
 
     @classmethod
     def of(cls, settings: Settings) -> Parts:
-        """Make them; raises the limit of descriptors, too. Raises `SettingsError`."""
+        """Make them; raises the limit of descriptors, too."""
         descriptors = configuration.raise_descriptor_limit()
         stats = Stats()
         store = configuration.store(settings)

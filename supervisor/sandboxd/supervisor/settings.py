@@ -65,6 +65,18 @@ class DurationType(_UnitType):
     _example = "a duration, such as 250ms"
 
 
+class NumberType(click.IntRange):
+    """A whole number within bounds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number; fail on anything else."""
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a whole number", param, ctx)
+        return super().convert(number, param, ctx)
+
+
 def _option(default: Any, help_text: str, kind: Any = None, **extra: Any) -> Any:
     metadata = {"help": help_text, "type": kind, **extra}
     if callable(default):
@@ -106,9 +118,9 @@ DURATION = DurationType(365 * 24 * 3_600_000, "8760h")
 DURATION_OR_ZERO = DurationType(365 * 24 * 3_600_000, "8760h", zero=True)
 # Those that wait or run take a descriptor, a process or a place in gRPC's counter, which has 32
 # bits; the others count by themselves.
-PROCESSES = click.IntRange(1, 10_000)
-WAITING = click.IntRange(1, 1_000_000)
-COUNT = click.IntRange(1, 2**32 - 1)
+PROCESSES = NumberType(1, 10_000)
+WAITING = NumberType(1, 1_000_000)
+COUNT = NumberType(1, 2**32 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,15 +151,20 @@ class Settings:
         "run guests.",
     )
     max_runners: int = _option(32, "Most runner processes at once.", PROCESSES)
-    spare_runners: int = _option(
-        4, "Runner processes kept ready ahead of need.", click.IntRange(0, 10_000)
+    spare_runners: int | None = _option(
+        None,
+        "Runner processes kept ready ahead of need. At most half of --max-runners. [default: 4, or "
+        "that half]",
+        NumberType(0, 10_000),
+        show=False,
     )
-    ahead_runners: int = _option(
-        4,
+    ahead_runners: int | None = _option(
+        None,
         "Runner processes kept bound ahead of need, for modules whose calls use processes up again "
         "and again: they ask for one of their own, trap, or are stopped. At most a quarter of "
-        "--max-runners.",
-        click.IntRange(0, 10_000),
+        "--max-runners, or one if there are two or three. [default: 4, or that quarter]",
+        NumberType(0, 10_000),
+        show=False,
     )
     queue_capacity: int = _option(1024, "Most calls that may wait for a runner.", WAITING)
     queue_bytes: int = _option(
@@ -238,7 +255,7 @@ class Settings:
         0,
         "Share of one processor that a runner or compiler may use, in percent; 0: no limit. Needs "
         "a cgroup with the controller cpu; without one the daemon does not start.",
-        click.IntRange(0, 1_000_000),
+        NumberType(0, 1_000_000),
     )
     log_level: str = _option(
         "info",

@@ -115,7 +115,7 @@ class Zygote:
             status = await self.reap()
             self._kill()  # in case that it has hung up and does not end
             raise ZygoteFailed(
-                f"the zygote ended with status {status}; see its message above"
+                f"the zygote ended with status {status}; standard error has its message"
             ) from None
         try:
             self.layers = Layers(ready.layers, required)
