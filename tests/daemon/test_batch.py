@@ -122,7 +122,9 @@ def told(response: Response) -> Response:
     kept.CopyFrom(response)
     kept.ClearField("receipt")
     if response.HasField("deadline_exceeded"):
-        assert response.deadline_exceeded.stop.frames
+        # On a busy machine the grace can be over before the guest has answered the interrupt.
+        stop = response.deadline_exceeded.stop
+        assert stop.frames or stop.method == sandbox_pb2.STOP_METHOD_KILLED
         kept.deadline_exceeded.ClearField("stop")
     assert response.receipt.engine_version
     return kept
