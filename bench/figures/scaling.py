@@ -104,7 +104,8 @@ async def _variant(daemon: Daemon, number: int) -> Execute:
 
 async def _sizes(stage: Stage) -> AsyncGenerator[Part, None]:
     quick = stage.settings.quick
-    async with stage.daemon() as daemon:
+    # First calls here are FRESH ones, and shall find nothing loaded.
+    async with stage.daemon("--ahead-runners", "0") as daemon:
         for size in sorted(
             {*(_QUICK_CODE if quick else _CODE), *(_QUICK_DATA if quick else _DATA)}
         ):

@@ -180,10 +180,11 @@ class _Run:
             if place is None:
                 return
             self._making += 1
+            held.count(held.result_bytes)
             try:
-                with held.making():
-                    results.add(await self._result(index, place))
+                results.add(await self._result(index, place))
             finally:
+                held.count(-held.result_bytes)
                 self._making -= 1
 
     async def _may_go_on(self, held: HeldResults, pacer: Pacer) -> None:

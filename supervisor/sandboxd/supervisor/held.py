@@ -38,32 +38,21 @@ class HeldResults:
     """Counts results of batches that no client has taken yet, and those that are being made.
 
     Nobody is refused for them: who would make more waits until there is room. `most_bytes` is what
-    may be held, `result_bytes` what one result may have.
+    may be held, `result_bytes` what one result may have, which is counted while it is being made.
     """
 
     def __init__(self, most_bytes: int, result_bytes: int) -> None:
         self.size_bytes = 0
-        self._most_bytes = most_bytes
-        self._result_bytes = result_bytes
+        self.result_bytes = result_bytes
+        self._most_bytes = most_bytes - result_bytes
         self._room = asyncio.Event()
-
-    @property
-    def full(self) -> bool:
-        """True if there is no room for another result to be made; `room` waits until there is."""
-        return self.size_bytes + self._result_bytes > self._most_bytes
-
-    @contextlib.contextmanager
-    def making(self) -> Iterator[None]:
-        """Count a result that is being made, as long as it can be."""
-        self.count(self._result_bytes)
-        try:
-            yield
-        finally:
-            self.count(-self._result_bytes)
+        # There is no room for another result to be made; `room` waits until there is.
+        self.full = self._most_bytes < 0
 
     def count(self, size_bytes: int) -> None:
         """Count so many bytes more, or less."""
         self.size_bytes += size_bytes
+        self.full = self.size_bytes > self._most_bytes
         if size_bytes < 0:
             self._room.set()
 
