@@ -165,7 +165,7 @@ def figures(settings: Settings) -> list[Figure]:
             "s",
             _latency,
             [
-                Ratio("p50 of FRESH, spares at hand / bound", _FRESH, _BOUND_RHYTHM, at_most(1.5)),
+                Ratio("p50 of FRESH, spares at hand / bound", _FRESH, _BOUND_RHYTHM, at_most(1.3)),
                 Ratio("the same / bound, back to back", _FRESH, _BOUND),
                 Ratio("p50 of FRESH, nothing bound ahead / bound", _FRESH_SPARE, _BOUND_RHYTHM),
             ],
@@ -192,7 +192,7 @@ def figures(settings: Settings) -> list[Figure]:
             "s",
             _first_call,
             [
-                Ratio("first call of a 100 KB module / bound p50", _FIRST, _BOUND, at_most(3)),
+                Ratio("first call of a 100 KB module / bound p50", _FIRST, _BOUND, at_most(2.75)),
                 Ratio("the same / bound, in the same rhythm", _FIRST, _BOUND_RHYTHM),
             ],
         ),

@@ -90,7 +90,7 @@ def figures(settings: Settings) -> list[Figure]:
             "/s",
             _one_mebibyte,
             [
-                Ratio("throughput of 1 MiB in and out / bare echo", SANDBOXD, ECHO, at_least(0.5)),
+                Ratio("throughput of 1 MiB in and out / bare echo", SANDBOXD, ECHO, at_least(0.6)),
                 Ratio("the same / echo with the daemon's options", SANDBOXD, ECHO_DAEMON_OPTIONS),
             ],
         ),
