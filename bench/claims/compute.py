@@ -40,7 +40,7 @@ def figure(work: Work) -> Figure:
     async def parts(stage: Stage) -> AsyncGenerator[Part, None]:
         async with AsyncExitStack() as exits:
             sides = await _set_up(work, stage, exits)
-            yield sides.point()
+            yield sides.point(stage.settings.rounds)
             yield Note(_note(work))
 
     return Figure(

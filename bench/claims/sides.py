@@ -41,9 +41,9 @@ class Sides:
         self._is_right = is_right
         self._sides: list[Side] = []
 
-    def point(self) -> Point:
-        """Return what was collected."""
-        return Point(self._sides, rounds=ROUNDS)
+    def point(self, rounds: int) -> Point:
+        """Return what was collected, to be measured in so many rounds, but no more than here."""
+        return Point(self._sides, rounds=min(rounds, ROUNDS))
 
     def lacks(self, names: Iterable[str], why: str) -> None:
         """Add sides that cannot be measured here."""

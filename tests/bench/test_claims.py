@@ -102,7 +102,7 @@ async def collect(
     async with AsyncExitStack() as exits:
         sides = Sides(exits, BLOCK_S, is_right)
         await add(sides)
-        for side in sides.point().sides:
+        for side in sides.point(3).sides:
             found[side.name] = side.missing if side.block is None else await side.block()
     return found
 
