@@ -244,17 +244,22 @@ class Executor:
             clean = watchdog.reason is None and outcome in _CLEAN and rested
             return outcome, response
         finally:
-            if clean and not fresh and runner.state is State.BUSY:
+            clean = clean and runner.state is State.BUSY
+            if clean and not fresh:
                 runner.finish(now, cpu_time_ns)
                 self._pool.release(runner, reusable=True)
             else:
-                if runner.bound_at:
-                    self._pool.expect(_again(call, artifact))
-                if clean and runner.state is State.BUSY:
-                    self._pool.discard(runner)
-                else:
-                    self._pool.release(runner, reusable=False)
-                runner.outbox.close()
+                self._use_up(call, runner, artifact, clean)
+
+    def _use_up(self, call: Call, runner: Runner, artifact: Artifact, clean: bool) -> None:
+        """Give a runner back that serves no more; its next call will want another one."""
+        if runner.bound_at:
+            self._pool.expect(_again(call, artifact))
+        if clean:
+            self._pool.discard(runner)
+        else:
+            self._pool.release(runner, reusable=False)
+        runner.outbox.close()
 
     # --- a call that nobody waits for any more ---------------------------------------------------
 
