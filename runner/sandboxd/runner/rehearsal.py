@@ -11,8 +11,8 @@ do. It comes after the lock-down, and the module is a constant: nobody else's by
 
 from __future__ import annotations
 
-import contextlib
 import os
+import sys
 
 import wasmtime
 
@@ -67,10 +67,13 @@ def compile_script(engines: Engines) -> bytes:
 def warm_up(engines: Engines, script: bytes) -> None:
     """Rehearse in this process until the interpreter has specialized what it executes.
 
-    What goes wrong here goes wrong in every runner, too, and they tell of it.
+    What goes wrong here is said and harms nobody: runners only pay for more themselves. If it goes
+    wrong in them, too, it stops the start.
     """
-    with contextlib.suppress(Exception):
+    try:
         _warm_up(engines, script)
+    except Exception as error:  # noqa: BLE001 - whatever it is, runners will meet it, or not
+        print(f"sandboxd zygote: its rehearsal failed: {error!r}", file=sys.stderr, flush=True)
 
 
 def _warm_up(engines: Engines, script: bytes) -> None:
